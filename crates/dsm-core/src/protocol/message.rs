@@ -1,0 +1,139 @@
+//! What nodes say to each other about pages. Byte layout: `wire`.
+
+use crate::types::{Access, Age, NodeId, NodeSet, Page, Version};
+
+/// Most companions of one request: with the page itself, one message carries 16 pages, where
+/// throughput stops growing (FACTS.md: "16 pages is the knee").
+pub const COMPANIONS_MAX: usize = 15;
+
+/// A message of the page protocol. Any may be delivered late, repeated, or out of order.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Message {
+    /// Asks for a page; follows hints to its owner.
+    Request(Request),
+    /// The owner's answer, straight to the requester.
+    Grant(Grant),
+    /// A new owner asks a holder of a copy to drop it.
+    Invalidate(Invalidate),
+    /// The copy is gone, and none of an older version will be installed.
+    InvalidateAck(InvalidateAck),
+    /// Tells a node that forwarded a request who owns the page now.
+    Hint(Hint),
+}
+
+impl Message {
+    /// Whether the message must never wait behind a [`Message::Request`].
+    pub fn is_urgent(&self) -> bool {
+        !matches!(self, Message::Request(_) | Message::Hint(_))
+    }
+}
+
+/// Asks for `page`, and for its companions as far as the answering owner can give them at once.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Request {
+    /// The page that is needed.
+    pub page: Page,
+    /// The right that is needed.
+    pub access: Access,
+    /// The node that asks, to which the owner answers.
+    pub requester: NodeId,
+    /// Number of this request at the requester; the answer repeats it.
+    pub seq: u32,
+    /// The version of the bytes in the requester's frame.
+    pub have: Version,
+    /// Seniority of the oldest episode that waits for the page.
+    pub age: Age,
+    /// The version at which the receiver is believed to have become owner. A receiver that has not
+    /// seen that version yet has a grant of it under way.
+    pub owner_since: Version,
+    /// The nodes that passed the request on.
+    pub via: NodeSet,
+    /// The requester has seen nothing of the lease block around `page`, and takes all of it.
+    pub lease: bool,
+    /// Pages wanted as well, ascending; at most [`COMPANIONS_MAX`].
+    pub companions: Vec<Companion>,
+}
+
+/// A page that would be welcome with a requested one: the next of a scan, or of a convoy.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Companion {
+    /// The page.
+    pub page: Page,
+    /// The version of the bytes in the requester's frame.
+    pub have: Version,
+}
+
+/// The owner's answer to the request `seq` of the receiver.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Grant {
+    /// [`Request::seq`].
+    pub seq: u32,
+    /// The requested page first, then those companions that the owner could give. Companions that
+    /// are missing here are refused: the requester asks for them when it needs them.
+    pub pages: Vec<PageGrant>,
+    /// The whole lease block around the requested page goes to the requester, untouched; then
+    /// `pages` is empty.
+    pub lease: Option<Page>,
+    /// Requests for the first page that were waiting at the old owner; they wait at the new one.
+    pub waiters: Vec<Request>,
+}
+
+/// One page of a [`Grant`].
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct PageGrant {
+    /// The page.
+    pub page: Page,
+    /// The version of its bytes.
+    pub version: Version,
+    /// What the receiver gets.
+    pub right: Right,
+    /// The bytes come with the message; otherwise the receiver's frame has them.
+    pub data: bool,
+    /// Fingerprint of the bytes where checking is on, for a grant without data.
+    pub check: Option<u64>,
+}
+
+/// What a [`PageGrant`] gives.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Right {
+    /// A read-only copy; the sender stays owner and has the receiver in its copyset.
+    Copy,
+    /// The page itself.
+    Ownership {
+        /// The oldest version with the same bytes: a frame since then needs no data.
+        same_since: Version,
+        /// Holders of copies, which the new owner invalidates before it writes.
+        copyset: NodeSet,
+        /// How sure the owners are that each reader of this page goes on to write it, 0 to 3.
+        migratory: u8,
+    },
+}
+
+/// A new owner asks a holder of a copy to drop it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Invalidate {
+    /// The page.
+    pub page: Page,
+    /// The version that the sender is about to write: copies below it must go.
+    pub version: Version,
+    /// Seniority of the oldest episode that waits for the acknowledgement.
+    pub age: Age,
+}
+
+/// Answers an [`Invalidate`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct InvalidateAck {
+    /// The page.
+    pub page: Page,
+    /// [`Invalidate::version`].
+    pub version: Version,
+}
+
+/// The sender owns `page` since `version`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Hint {
+    /// The page.
+    pub page: Page,
+    /// Since which version the sender owns it.
+    pub version: Version,
+}
