@@ -69,7 +69,8 @@ pub struct Grant {
     /// [`Request::seq`].
     pub seq: u32,
     /// The requested page first, then those companions that the owner could give. Companions that
-    /// are missing here are refused: the requester asks for them when it needs them.
+    /// are missing here are refused: the requester asks for them when it needs them. Empty when a
+    /// later request of the same node for the page replaced this one.
     pub pages: Vec<PageGrant>,
     /// The whole lease block around the requested page goes to the requester, untouched; then
     /// `pages` is empty.
@@ -129,11 +130,13 @@ pub struct InvalidateAck {
     pub version: Version,
 }
 
-/// The sender owns `page` since `version`.
+/// Tells a node that passed on a request for `page` who owns it now.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Hint {
     /// The page.
     pub page: Page,
-    /// Since which version the sender owns it.
-    pub version: Version,
+    /// Its owner, or the node that a grant of ownership is under way to.
+    pub owner: NodeId,
+    /// The version at which `owner` became, or becomes, the owner.
+    pub owner_since: Version,
 }

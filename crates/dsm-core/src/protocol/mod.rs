@@ -1,8 +1,435 @@
-//! The coherence protocol: Ivy with a dynamic distributed manager, without I/O.
+//! The coherence protocol: Ivy with a dynamic distributed manager, as a machine without I/O.
+//!
+//! K. Li and P. Hudak, "Memory Coherence in Shared Virtual Memory Systems", TOCS 7(4), 1989 (*IVY*
+//! below), section 3.3. A page has one owner; other nodes follow hints to it. The owner answers the
+//! requester directly. A reader joins the owner's copyset; a writer takes the page with ownership
+//! and copyset, invalidates the copies in parallel, and writes when all have acknowledged.
+//!
+//! Where this departs from the paper:
+//!
+//! - *Hints carry the version at which their target became owner, and only ever move forward.*
+//!   IVY points a forwarder of a write at the requester, which then queues what arrives until it
+//!   is owner itself. With holds ordered by age, such a distributed queue lets a young request stand
+//!   in front of an old one where nobody can see it. Here requests wait at the owner only, which
+//!   serves the oldest first and hands the rest over with the page; forwarders learn the owner from
+//!   a [`Hint`] when the request has been answered. Following hints strictly raises the version, so
+//!   it ends at the owner, or at a node to which a grant is under way.
+//! - *An invalidation that overtakes a grant* is acknowledged at once, and the grant is void when
+//!   it comes: grants below the invalidation's version are not installed. Nothing waits, and no
+//!   old copy can appear after the acknowledgement.
+//! - *Versions* (48 bits, raised at every entry to `Modified`) name bytes. An owner knows since which
+//!   version the bytes are the same, so a frame from then on needs no data, also when a page came
+//!   back unwritten.
+//!
+//! The machine changes memory and sends messages through [`Effects`]; the engine, the model checker
+//! and the simulator implement it. It has no clock: the engine says when a thread has run.
 
+mod episode;
+mod local;
 mod message;
+mod mutation;
+mod owner;
+mod pattern;
+mod receiver;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use message::{
     COMPANIONS_MAX, Companion, Grant, Hint, Invalidate, InvalidateAck, Message, PageGrant, Request,
     Right,
 };
+pub use mutation::Mutation;
+pub use table::{Homes, PageState};
+
+use crate::types::{Access, Age, NodeId, NodeSet, Page, ThreadId, Version};
+use episode::{Episodes, Rewant};
+use pattern::{Convoys, Streams};
+use table::Table;
+
+/// Pages of a lease block: 2 MiB.
+pub const LEASE_PAGES: u64 = 512;
+
+/// What the machine does to the world; every call takes effect before it returns.
+pub trait Effects {
+    /// Sends `message` to `to`. For a [`Grant`], the bytes of each page with `data` are those of
+    /// the frame now, in order.
+    fn send(&mut self, to: NodeId, message: Message);
+    /// Puts the bytes that came with the message being handled into the frame of `page`; `payload`
+    /// counts the pages of the message that have data.
+    fn fill(&mut self, page: Page, payload: usize);
+    /// Makes the frame accessible, and wakes the threads that wait for it.
+    fn install(&mut self, page: Page, right: Access);
+    /// Takes away the right to write.
+    fn protect(&mut self, pages: &[Page]);
+    /// Takes away every right; the frame keeps its bytes.
+    fn revoke(&mut self, pages: &[Page]);
+    /// Takes away every right for good: who touches the page learns that it is lost.
+    fn poison(&mut self, page: Page);
+    /// A fingerprint of the frame's bytes. Called only while nobody can write them.
+    fn fingerprint(&mut self, page: Page) -> u64;
+    /// The fingerprint of zeros.
+    fn zero_fingerprint(&self) -> u64;
+}
+
+/// What a protocol machine is told at its start; the same on all nodes, but for `me`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Settings {
+    /// This node.
+    pub me: NodeId,
+    /// Nodes in the cluster.
+    pub nodes: usize,
+    /// Pages in the region.
+    pub pages: u64,
+    /// Pages that a first touch leases at once.
+    pub lease_pages: u64,
+    /// First owners.
+    pub homes: Homes,
+    /// Features that can be switched off.
+    pub features: Features,
+    /// Changes the protocol for the worse; for tests of the model checker.
+    #[cfg(feature = "mutations")]
+    pub mutation: Option<Mutation>,
+}
+
+/// Switches, all on by default but for `check`, which is on in debug builds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Features {
+    /// Untouched memory of another node is taken over by the lease block.
+    pub lease: bool,
+    /// Scans ask for pages ahead.
+    pub fault_around: bool,
+    /// Pages that go together are asked for together.
+    pub convoys: bool,
+    /// Readers that always go on to write get the page itself.
+    pub migratory: bool,
+    /// A page that came back as it went needs no data.
+    pub unchanged: bool,
+    /// Grants without data carry a fingerprint, and the receiver compares.
+    pub check: bool,
+}
+
+impl Default for Features {
+    fn default() -> Self {
+        Self {
+            lease: true,
+            fault_around: true,
+            convoys: true,
+            migratory: true,
+            unchanged: true,
+            check: cfg!(debug_assertions),
+        }
+    }
+}
+
+/// A message that no correct peer sends.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Violation {
+    /// A page beyond the region.
+    #[error("page {page} is beyond the region's {pages} pages")]
+    PageOutOfRange {
+        /// The page.
+        page: u64,
+        /// Pages in the region.
+        pages: u64,
+    },
+    /// A node beyond the cluster.
+    #[error("a message names nodes beyond the cluster's {nodes}")]
+    UnknownNode {
+        /// Nodes in the cluster.
+        nodes: usize,
+    },
+    /// Ownership of a page that is owned here.
+    #[error("page {page} was granted to its owner")]
+    SecondOwner {
+        /// The page.
+        page: u64,
+    },
+    /// An invalidation of a page that is owned here.
+    #[error("page {page} was invalidated at its owner")]
+    OwnerInvalidated {
+        /// The page.
+        page: u64,
+    },
+    /// A grant without data for bytes that this node does not have.
+    #[error("page {page} was granted without data, but the bytes here differ")]
+    WrongBytes {
+        /// The page.
+        page: u64,
+    },
+    /// A grant that contradicts itself.
+    #[error("a grant of page {page} is malformed")]
+    MalformedGrant {
+        /// The page.
+        page: u64,
+    },
+}
+
+/// What has happened since the start; see `docs/operations.md`.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Counters {
+    /// Read faults that needed another node.
+    pub read_faults: u64,
+    /// Write faults that needed another node's bytes or ownership.
+    pub write_faults: u64,
+    /// Write faults of an owner or holder of a copy.
+    pub upgrade_faults: u64,
+    /// Faults on memory that this node owned alone.
+    pub local_faults: u64,
+    /// Faults on pages whose right sufficed: raced, or a frame that had been swapped out.
+    pub spurious_faults: u64,
+    /// Pages received, with bytes and without.
+    pub pages_received: u64,
+    /// Of these, those whose bytes were here already.
+    pub received_without_data: u64,
+    /// Pages sent, with bytes and without.
+    pub pages_sent: u64,
+    /// Of these, those without bytes.
+    pub sent_without_data: u64,
+    /// Pages that left `Modified` with the bytes they had at entry.
+    pub left_unchanged: u64,
+    /// Readers that were given ownership.
+    pub migratory_grants: u64,
+    /// Pages that came along with a requested one.
+    pub companions_received: u64,
+    /// Pages asked for along with another, but refused.
+    pub companions_refused: u64,
+    /// Blocks leased from their first owner.
+    pub leases: u64,
+    /// Requests passed on to a later owner.
+    pub forwards: u64,
+    /// Invalidations sent.
+    pub invalidations_sent: u64,
+    /// Invalidations received.
+    pub invalidations_received: u64,
+    /// Requests and invalidations that waited for a local episode.
+    pub kept: u64,
+    /// Grants that an invalidation had overtaken.
+    pub void_grants: u64,
+    /// Messages sent.
+    pub messages_sent: u64,
+}
+
+/// One region at one node, or the part of it that one worker serves.
+#[derive(Clone)]
+pub struct Protocol {
+    settings: Settings,
+    table: Table,
+    /// Pages with something under way.
+    pending: BTreeMap<Page, Pending>,
+    /// Requests without an answer, by number.
+    outbound: BTreeMap<u32, Outbound>,
+    /// Lease blocks asked for, by first page, with the number of the request.
+    leasing: BTreeMap<Page, u32>,
+    episodes: Episodes,
+    streams: Streams,
+    convoys: Convoys,
+    /// Lamport clock: ages of episodes.
+    clock: u64,
+    last_seq: u32,
+    /// Holds that became complete and have not been reported.
+    ready: Vec<ThreadId>,
+    /// Pages that a hold lost while it gathered.
+    rewant: Vec<Rewant>,
+    ended: bool,
+    counters: Counters,
+}
+
+/// What is under way for one page.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+struct Pending {
+    /// What threads of this node wait for.
+    need: Option<Need>,
+    /// The request that is to bring it.
+    request: Option<Outstanding>,
+    /// This node owns the page and waits for copies to go.
+    invalidating: Option<Invalidating>,
+    /// Requests that wait here: for an episode to end, for `invalidating`, or for a grant to us.
+    waiters: Vec<Request>,
+    /// An invalidation that waits for an episode to end.
+    deferred: Option<(NodeId, Invalidate)>,
+}
+
+impl Pending {
+    fn is_idle(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Need {
+    access: Access,
+    age: Age,
+}
+
+/// A request for a page, or one that it accompanies.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Outstanding {
+    seq: u32,
+    access: Access,
+    age: Age,
+    /// Copies below this version are void: an invalidation has overtaken them.
+    void_below: Version,
+}
+
+/// A request without an answer.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Outbound {
+    page: Page,
+    companions: Vec<Page>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Invalidating {
+    missing: NodeSet,
+    version: Version,
+    age: Age,
+}
+
+/// Counters are not part of a machine's state: the model checker would tell states apart by them.
+impl std::hash::Hash for Protocol {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.table.hash(state);
+        self.pending.hash(state);
+        self.outbound.hash(state);
+        self.leasing.hash(state);
+        self.episodes.hash(state);
+        self.streams.hash(state);
+        self.convoys.hash(state);
+        (self.clock, self.last_seq, self.ended).hash(state);
+        (&self.ready, &self.rewant).hash(state);
+    }
+}
+
+/// The right that a state gives.
+fn right_of(state: PageState) -> Option<Access> {
+    match state {
+        PageState::Invalid => None,
+        PageState::Shared => Some(Access::Read),
+        PageState::Modified => Some(Access::Write),
+    }
+}
+
+impl Protocol {
+    /// A machine for a region that nobody has touched.
+    pub fn new(settings: Settings) -> Self {
+        let table =
+            Table::new(settings.me, settings.pages, settings.lease_pages, settings.homes.clone());
+        Self {
+            settings,
+            table,
+            pending: BTreeMap::new(),
+            outbound: BTreeMap::new(),
+            leasing: BTreeMap::new(),
+            episodes: Episodes::default(),
+            streams: Streams::default(),
+            convoys: Convoys::default(),
+            clock: 0,
+            last_seq: 0,
+            ready: Vec::new(),
+            rewant: Vec::new(),
+            ended: false,
+            counters: Counters::default(),
+        }
+    }
+
+    /// The state of `page` at this node.
+    pub fn state(&self, page: Page) -> PageState {
+        self.table.get(page).state
+    }
+
+    /// Whether this node owns `page`.
+    pub fn owns(&self, page: Page) -> bool {
+        self.table.get(page).is_owner()
+    }
+
+    /// The copyset of a page owned here.
+    pub fn copyset(&self, page: Page) -> NodeSet {
+        self.table.get(page).copyset()
+    }
+
+    /// Whether nothing is under way at this node.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.outbound.is_empty() && self.leasing.is_empty()
+    }
+
+    /// Requests of this node without an answer.
+    pub fn outstanding(&self) -> usize {
+        self.outbound.len()
+    }
+
+    /// What has happened since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Bytes of metadata allocated for pages.
+    pub fn metadata_bytes(&self) -> u64 {
+        self.table.allocated_bytes()
+    }
+
+    /// Holds that have become complete since the last call.
+    pub fn take_ready(&mut self) -> Vec<ThreadId> {
+        std::mem::take(&mut self.ready)
+    }
+
+    /// Threads whose episodes something waits for: the engine watches whether they run.
+    pub fn contenders(&self) -> BTreeSet<ThreadId> {
+        let mut threads = BTreeSet::new();
+        for (&page, pending) in &self.pending {
+            if pending.invalidating.is_none()
+                && let Some(waiter) = oldest(&pending.waiters)
+            {
+                threads.extend(self.episodes.keepers(page, waiter.access, waiter.age));
+            }
+            if let Some((_, invalidate)) = pending.deferred {
+                threads.extend(self.episodes.keepers(page, Access::Write, invalidate.age));
+            }
+        }
+        threads
+    }
+
+    fn me(&self) -> NodeId {
+        self.settings.me
+    }
+
+    fn send<E: Effects>(&mut self, to: NodeId, message: Message, fx: &mut E) {
+        self.counters.messages_sent += 1;
+        fx.send(to, message);
+    }
+
+    fn tick(&mut self) -> Age {
+        self.clock += 1;
+        Age { clock: self.clock, node: self.me() }
+    }
+
+    /// Lamport 1978, rule IR2.
+    fn observe(&mut self, age: Age) {
+        self.clock = self.clock.max(age.clock);
+    }
+
+    fn pending(&mut self, page: Page) -> &mut Pending {
+        self.pending.entry(page).or_default()
+    }
+
+    fn tidy(&mut self, page: Page) {
+        if self.pending.get(&page).is_some_and(Pending::is_idle) {
+            self.pending.remove(&page);
+        }
+    }
+
+    fn mutated(&self, mutation: Mutation) -> bool {
+        #[cfg(feature = "mutations")]
+        return self.settings.mutation == Some(mutation);
+        #[cfg(not(feature = "mutations"))]
+        {
+            let _ = mutation;
+            false
+        }
+    }
+}
+
+/// The request to serve first.
+fn oldest(waiters: &[Request]) -> Option<&Request> {
+    waiters.iter().min_by_key(|waiter| waiter.age)
+}

@@ -1,0 +1,43 @@
+//! Ways to break the protocol on purpose: each must be caught by the model checker.
+
+/// A seeded mistake. Without the feature `mutations` none has any effect.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[expect(missing_docs, reason = "the names say what breaks")]
+pub enum Mutation {
+    WriteBeforeLastAck,
+    IgnoreInvalidation,
+    DropAcknowledgement,
+    KeepStaleCopyset,
+    InstallVoidGrant,
+    RedirectForwarderOnRead,
+    KeepOwnerCopyOnGive,
+    SkipDowngradeOnRead,
+    OmitNeededData,
+    ForgetWaitersOnGive,
+    AnswerWaiterWithoutOwnership,
+    KeepAgainstOlder,
+    IgnoreUpgradeAfterRead,
+    LeaseTouchedBlock,
+    CompanionWithCopies,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::WriteBeforeLastAck,
+        Self::IgnoreInvalidation,
+        Self::DropAcknowledgement,
+        Self::KeepStaleCopyset,
+        Self::InstallVoidGrant,
+        Self::RedirectForwarderOnRead,
+        Self::KeepOwnerCopyOnGive,
+        Self::SkipDowngradeOnRead,
+        Self::OmitNeededData,
+        Self::ForgetWaitersOnGive,
+        Self::AnswerWaiterWithoutOwnership,
+        Self::KeepAgainstOlder,
+        Self::IgnoreUpgradeAfterRead,
+        Self::LeaseTouchedBlock,
+        Self::CompanionWithCopies,
+    ];
+}

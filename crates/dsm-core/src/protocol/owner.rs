@@ -1,0 +1,322 @@
+//! What an owner does: requests wait here, the oldest is served first, and pages are given.
+
+use super::mutation::Mutation;
+use super::table::{Entry, Role, Sharing};
+use super::{
+    Effects, Grant, Hint, Message, PageGrant, PageState, Pending, Protocol, Request, Right, oldest,
+};
+use crate::types::{Access, NodeId, NodeSet, Page, Version};
+
+/// How sure an owner must be that a reader goes on to write, to give it the page at once.
+const MIGRATORY: u8 = 2;
+const MIGRATORY_MAX: u8 = 3;
+
+/// One page on its way out.
+struct Outgoing {
+    page: Page,
+    /// The version of the bytes at the receiver.
+    have: Version,
+    /// Ownership goes along.
+    give: bool,
+}
+
+impl Protocol {
+    pub(super) fn receive_request<E: Effects>(&mut self, mut request: Request, fx: &mut E) {
+        self.observe(request.age);
+        let page = request.page;
+        if request.requester == self.me() {
+            return self.own_request_came_back(request, fx);
+        }
+        if request.lease && self.lease(&request, fx) {
+            return;
+        }
+        let entry = self.table.get(page);
+        let grant_under_way = request.owner_since > entry.known();
+        match entry.role {
+            Role::Holder { owner, owner_since } if !grant_under_way => {
+                // IVY section 3.3: a request follows probable owners. No hint changes here: see the
+                // module's documentation.
+                if self.mutated(Mutation::RedirectForwarderOnRead) && request.access == Access::Read
+                {
+                    let role = Role::Holder { owner: request.requester, owner_since };
+                    self.table.put(page, Entry { role, ..entry });
+                }
+                self.counters.forwards += 1;
+                request.via.insert(self.me());
+                request.owner_since = owner_since;
+                self.send(owner, Message::Request(request), fx);
+            }
+            _ => {
+                self.enqueue(request, fx);
+                self.attend(page, fx);
+            }
+        }
+    }
+
+    /// A repeated request of ours met our own ownership, or a grant of it under way to us.
+    fn own_request_came_back<E: Effects>(&mut self, request: Request, fx: &mut E) {
+        let entry = self.table.get(request.page);
+        match entry.role {
+            Role::Holder { owner, owner_since } if request.owner_since <= owner_since => {
+                if self.outbound.contains_key(&request.seq) {
+                    let request = Request { owner_since, ..request };
+                    self.send(owner, Message::Request(request), fx);
+                }
+            }
+            _ => self.close(request.seq, fx),
+        }
+    }
+
+    /// First touch of memory that nobody has touched: the whole block changes hands.
+    fn lease<E: Effects>(&mut self, request: &Request, fx: &mut E) -> bool {
+        let page = request.page;
+        let untouched = self.table.is_untouched(page) || self.mutated(Mutation::LeaseTouchedBlock);
+        if !untouched || !self.table.get(page).is_owner() {
+            return false;
+        }
+        self.table.lease(page, request.requester);
+        self.counters.leases += 1;
+        let lease = Some(self.table.block_start(page));
+        let grant = Grant { seq: request.seq, pages: Vec::new(), lease, waiters: Vec::new() };
+        self.send(request.requester, Message::Grant(grant), fx);
+        true
+    }
+
+    /// Queues a request; one of the same node for the page replaces an earlier one.
+    pub(super) fn enqueue<E: Effects>(&mut self, request: Request, fx: &mut E) {
+        let (page, age) = (request.page, request.age);
+        let waiters = &mut self.pending(page).waiters;
+        let mut replaced = None;
+        match waiters.iter_mut().find(|waiter| waiter.requester == request.requester) {
+            Some(waiter) if waiter.seq == request.seq => waiter.age = waiter.age.min(age),
+            Some(waiter) if newer(request.seq, waiter.seq) => {
+                replaced = Some(std::mem::replace(waiter, request));
+            }
+            Some(_) => replaced = Some(request),
+            None => waiters.push(request),
+        }
+        if let Some(old) = replaced {
+            // The requester has moved on: close the earlier request, its companions refused.
+            let refusal =
+                Grant { seq: old.seq, pages: Vec::new(), lease: None, waiters: Vec::new() };
+            self.send(old.requester, Message::Grant(refusal), fx);
+        }
+        self.hurry_invalidation(page, age, fx);
+    }
+
+    pub(super) fn attend_all<E: Effects>(&mut self, pages: Vec<Page>, fx: &mut E) {
+        for page in pages {
+            self.attend(page, fx);
+        }
+    }
+
+    /// Does for `page` what no episode prevents any more.
+    pub(super) fn attend<E: Effects>(&mut self, page: Page, fx: &mut E) {
+        self.serve(page, fx);
+        if let Some((_, invalidate)) = self.pending.get(&page).and_then(|p| p.deferred)
+            && !self.episodes.keeps(page, Access::Write, invalidate.age)
+        {
+            self.drop_deferred(page, fx);
+        }
+        self.tidy(page);
+    }
+
+    /// Serves waiting requests, the oldest first, until one must wait.
+    fn serve<E: Effects>(&mut self, page: Page, fx: &mut E) {
+        while let Some(Pending { invalidating: None, waiters, .. }) = self.pending.get(&page) {
+            let Some(waiter) = oldest(waiters) else { return };
+            if !self.table.get(page).is_owner()
+                && !self.mutated(Mutation::AnswerWaiterWithoutOwnership)
+            {
+                return;
+            }
+            if self.keeps(page, waiter.access, waiter.age) {
+                self.counters.kept += 1;
+                return;
+            }
+            let requester = waiter.requester;
+            let waiters = &mut self.pending(page).waiters;
+            let Some(at) = waiters.iter().position(|w| w.requester == requester) else { return };
+            let request = waiters.swap_remove(at);
+            self.grant(request, fx);
+        }
+    }
+
+    fn keeps(&self, page: Page, access: Access, age: crate::types::Age) -> bool {
+        self.episodes.keeps(page, access, age)
+            || self.mutated(Mutation::KeepAgainstOlder) && self.episodes.gathered(page, access)
+    }
+
+    /// Answers `request`, for a page owned here that nothing keeps.
+    fn grant<E: Effects>(&mut self, request: Request, fx: &mut E) {
+        let outgoing = self.outgoing(&request);
+        let gives = outgoing[0].give;
+        let of_state = |this: &Self, give: bool, states: &[PageState]| -> Vec<Page> {
+            let pages = outgoing.iter().filter(|out| out.give == give).map(|out| out.page);
+            pages.filter(|&page| states.contains(&this.table.get(page).state)).collect()
+        };
+        let downgraded = of_state(self, false, &[PageState::Modified]);
+        let dropped = of_state(self, true, &[PageState::Modified, PageState::Shared]);
+        if !downgraded.is_empty() && !self.mutated(Mutation::SkipDowngradeOnRead) {
+            fx.protect(&downgraded);
+        }
+        if !dropped.is_empty() && !self.mutated(Mutation::KeepOwnerCopyOnGive) {
+            fx.revoke(&dropped);
+        }
+        let pages: Vec<PageGrant> =
+            outgoing.iter().map(|out| self.account(out, &request, fx)).collect();
+        let (owner, owner_since) = if gives {
+            (request.requester, pages[0].version.next())
+        } else {
+            (self.me(), pages[0].version)
+        };
+        let mut waiters = Vec::new();
+        if gives {
+            waiters = std::mem::take(&mut self.pending(request.page).waiters);
+            if self.mutated(Mutation::ForgetWaitersOnGive) {
+                waiters.clear();
+            }
+            for waiter in &mut waiters {
+                // Companions are a matter of the moment; the requester asks again if need be.
+                waiter.companions.clear();
+                waiter.owner_since = owner_since;
+            }
+        }
+        let grant = Grant { seq: request.seq, pages, lease: None, waiters };
+        self.send(request.requester, Message::Grant(grant), fx);
+        for node in request.via.without(self.me()).without(request.requester).iter() {
+            let hint = Hint { page: request.page, owner, owner_since };
+            self.send(node, Message::Hint(hint), fx);
+        }
+    }
+
+    /// The requested page, and the companions that can go with it.
+    fn outgoing(&self, request: &Request) -> Vec<Outgoing> {
+        let mut outgoing = vec![Outgoing {
+            page: request.page,
+            have: request.have,
+            give: self.gives(request.page, request),
+        }];
+        for companion in &request.companions {
+            let page = companion.page;
+            let entry = self.table.get(page);
+            let give = self.gives(page, request);
+            let access = if give { Access::Write } else { Access::Read };
+            let idle = self
+                .pending
+                .get(&page)
+                .is_none_or(|pending| pending.invalidating.is_none() && pending.waiters.is_empty());
+            let free = !give
+                || entry.copyset().without(request.requester).is_empty()
+                || self.mutated(Mutation::CompanionWithCopies);
+            if entry.is_owner() && idle && free && !self.keeps(page, access, request.age) {
+                outgoing.push(Outgoing { page, have: companion.have, give });
+            }
+        }
+        outgoing
+    }
+
+    /// Whether `request` gets the page itself, rather than a copy.
+    fn gives(&self, page: Page, request: &Request) -> bool {
+        if request.access == Access::Write {
+            return true;
+        }
+        match self.table.get(page).role {
+            Role::Owner { migratory, .. } => {
+                self.settings.features.migratory
+                    && migratory >= MIGRATORY
+                    && self.table.get(page).copyset().is_empty()
+                    && !self.episodes.keeps(page, Access::Write, request.age)
+            }
+            Role::Holder { .. } => false,
+        }
+    }
+
+    /// Changes this node's entry for a page that goes out, and describes it for the receiver.
+    fn account<E: Effects>(&mut self, out: &Outgoing, to: &Request, fx: &mut E) -> PageGrant {
+        let Outgoing { page, have, give } = *out;
+        let entry = self.table.get(page);
+        let (same_since, migratory, copyset) = self.close_entry(page, &entry, fx);
+        let data = !(same_since..=entry.version).contains(&have)
+            && !self.mutated(Mutation::OmitNeededData);
+        let migratory = learn_migratory(migratory, copyset, to, give);
+        let right = if give {
+            self.account_given(page, &entry, to.requester);
+            if to.access == Access::Read {
+                self.counters.migratory_grants += 1;
+            }
+            let copyset = if self.mutated(Mutation::KeepStaleCopyset) {
+                NodeSet::EMPTY
+            } else {
+                copyset.without(to.requester)
+            };
+            Right::Ownership { same_since, copyset, migratory }
+        } else {
+            let mut copyset = copyset;
+            copyset.insert(to.requester);
+            let role = Role::Owner { same_since, migratory, sharing: Sharing::Copies(copyset) };
+            let state = match entry.state {
+                PageState::Modified => PageState::Shared,
+                state => state,
+            };
+            self.table.put(page, Entry { state, role, ..entry });
+            self.episodes.lost(page, Some(Access::Read), &mut self.rewant);
+            Right::Copy
+        };
+        self.counters.pages_sent += 1;
+        self.counters.sent_without_data += u64::from(!data);
+        let check = (self.settings.features.check && !data).then(|| fx.fingerprint(page));
+        PageGrant { page, version: entry.version, right, data, check }
+    }
+
+    /// What an owner knows of its page; leaving `Modified`, whether the bytes have changed.
+    fn close_entry<E: Effects>(
+        &mut self,
+        page: Page,
+        entry: &Entry,
+        fx: &mut E,
+    ) -> (Version, u8, NodeSet) {
+        match entry.role {
+            Role::Owner { same_since, migratory, sharing: Sharing::Copies(copyset) } => {
+                (same_since, migratory, copyset)
+            }
+            Role::Owner { same_since, migratory, sharing: Sharing::Sole(fingerprint) } => {
+                if self.settings.features.unchanged && fx.fingerprint(page) == fingerprint {
+                    self.counters.left_unchanged += 1;
+                    // Whoever had it did not write it: it does not migrate.
+                    (same_since, 0, NodeSet::EMPTY)
+                } else {
+                    (entry.version, migratory, NodeSet::EMPTY)
+                }
+            }
+            Role::Holder { .. } => (entry.version, 0, NodeSet::EMPTY),
+        }
+    }
+
+    fn account_given(&mut self, page: Page, entry: &Entry, to: NodeId) {
+        let role = Role::Holder { owner: to, owner_since: entry.version.next() };
+        let given = Entry { state: PageState::Invalid, version: entry.version, role };
+        self.table.put(page, given);
+        self.episodes.lost(page, None, &mut self.rewant);
+    }
+}
+
+/// Migratory detection after Cox and Fowler, "Adaptive Cache Coherency for Detecting Migratory
+/// Shared Data", ISCA 1993: a sole reader that goes on to write raises the score, a second reader
+/// ends it.
+fn learn_migratory(score: u8, copyset: NodeSet, request: &Request, give: bool) -> u8 {
+    let others = !copyset.without(request.requester).is_empty();
+    match (give, request.access) {
+        (false, _) if others => 0,
+        (true, Access::Write) if others => 0,
+        (true, Access::Write) if copyset.contains(request.requester) => {
+            (score + 1).min(MIGRATORY_MAX)
+        }
+        _ => score,
+    }
+}
+
+/// Whether request number `a` was made after `b`; numbers wrap around.
+fn newer(a: u32, b: u32) -> bool {
+    a != b && a.wrapping_sub(b) < u32::MAX / 2
+}

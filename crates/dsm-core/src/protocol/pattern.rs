@@ -1,0 +1,219 @@
+//! What is worth asking for along with a page: the next of a scan, the rest of a convoy.
+
+use std::collections::BTreeMap;
+
+use crate::types::{Page, ThreadId};
+
+use super::message::COMPANIONS_MAX;
+
+/// Most scans followed at a time; the least recent is forgotten.
+const STREAMS_MAX: usize = 64;
+/// Largest distance of two faults that may belong to one scan, in pages.
+const STRIDE_MAX: i64 = 64;
+/// Most convoy leaders remembered.
+const LEADERS_MAX: usize = 1024;
+/// Confidence from which a follower is asked for with its leader.
+const CONFIDENT: u8 = 2;
+/// Highest confidence: how often a follower may be left out before it is forgotten.
+const CONFIDENCE_MAX: u8 = 3;
+/// One request in this many leaves one follower out, to see whether it is still needed.
+const PROBE_EVERY: u32 = 8;
+
+/// One thread's scan: sequential or strided.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Stream {
+    last: Page,
+    stride: i64,
+    /// How many pages beyond the faulting one were wanted last time.
+    window: usize,
+    used: u64,
+}
+
+/// Finds scans by the distances between a thread's faults.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub(super) struct Streams {
+    by_thread: BTreeMap<ThreadId, Stream>,
+    clock: u64,
+}
+
+impl Streams {
+    /// Pages that the scan of `thread` will want after `page`; none if it is not scanning.
+    pub(super) fn ahead(&mut self, thread: ThreadId, page: Page, pages: u64) -> Vec<Page> {
+        self.clock += 1;
+        let used = self.clock;
+        let Some(stream) = self.by_thread.get_mut(&thread) else {
+            if self.by_thread.len() == STREAMS_MAX {
+                let oldest = self.by_thread.iter().min_by_key(|(_, stream)| stream.used);
+                if let Some(thread) = oldest.map(|(&thread, _)| thread) {
+                    self.by_thread.remove(&thread);
+                }
+            }
+            self.by_thread.insert(thread, Stream { last: page, stride: 0, window: 0, used });
+            return Vec::new();
+        };
+        let distance = page.0.wrapping_sub(stream.last.0) as i64;
+        if distance == 0 {
+            // The same page again: an upgrade, or one that was taken away meanwhile.
+            return Vec::new();
+        }
+        let expected = stream.stride.wrapping_mul(stream.window as i64 + 1);
+        if stream.stride != 0 && distance == expected {
+            stream.window = (stream.window * 2 + 1).min(COMPANIONS_MAX);
+        } else if distance == stream.stride {
+            // The last window was refused: the scan goes on page by page.
+            stream.window = stream.window.div_ceil(2);
+        } else if distance.abs() <= STRIDE_MAX {
+            stream.stride = distance;
+            // A neighbour makes a scan likely; a distance must be seen twice.
+            stream.window = usize::from(distance.abs() == 1);
+        } else {
+            (stream.stride, stream.window) = (0, 0);
+        }
+        stream.last = page;
+        stream.used = used;
+        let stride = stream.stride;
+        (1..=stream.window as i64)
+            .map_while(|step| page.0.checked_add_signed(stride * step))
+            .take_while(|&ahead| ahead < pages)
+            .map(Page)
+            .collect()
+    }
+
+    /// Forgets the scan of `thread`.
+    pub(super) fn forget(&mut self, thread: ThreadId) {
+        self.by_thread.remove(&thread);
+    }
+}
+
+/// Learns which pages a thread takes over together.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub(super) struct Convoys {
+    /// Followers of each leader, with confidence.
+    followers: BTreeMap<Page, Vec<(Page, u8)>>,
+    /// The leader of the running episode of each thread.
+    leaders: BTreeMap<ThreadId, Page>,
+    requests: u32,
+}
+
+impl Convoys {
+    /// `thread` takes over `page` from another node. Returns the pages to ask for with it.
+    pub(super) fn take(&mut self, thread: ThreadId, page: Page) -> Vec<Page> {
+        match self.leaders.get(&thread) {
+            Some(&leader) if leader != page => self.learn(leader, page),
+            Some(_) => {}
+            None => {
+                self.leaders.insert(thread, page);
+            }
+        }
+        self.call(page)
+    }
+
+    /// The episode of `thread` ended; the next page it takes over leads.
+    pub(super) fn end(&mut self, thread: ThreadId) {
+        self.leaders.remove(&thread);
+    }
+
+    fn learn(&mut self, leader: Page, page: Page) {
+        if !self.followers.contains_key(&leader) && self.followers.len() == LEADERS_MAX {
+            // Any victim will do: what is still of use is learned again.
+            self.followers.pop_first();
+        }
+        let followers = self.followers.entry(leader).or_default();
+        if let Some((_, confidence)) = followers.iter_mut().find(|(follower, _)| *follower == page)
+        {
+            *confidence = (*confidence + 1).min(CONFIDENCE_MAX);
+        } else if followers.len() < COMPANIONS_MAX {
+            followers.push((page, 1));
+        }
+    }
+
+    fn call(&mut self, leader: Page) -> Vec<Page> {
+        let Some(followers) = self.followers.get_mut(&leader) else { return Vec::new() };
+        self.requests = self.requests.wrapping_add(1);
+        if self.requests.is_multiple_of(PROBE_EVERY) && !followers.is_empty() {
+            // Who is left out loses confidence, and wins it back by being missed.
+            let at = (self.requests / PROBE_EVERY) as usize % followers.len();
+            followers[at].1 = followers[at].1.saturating_sub(1);
+            let left_out = followers[at].0;
+            followers.retain(|&(_, confidence)| confidence > 0);
+            return confident(followers).filter(|&page| page != left_out).collect();
+        }
+        confident(followers).collect()
+    }
+}
+
+fn confident(followers: &[(Page, u8)]) -> impl Iterator<Item = Page> {
+    followers.iter().filter(|(_, confidence)| *confidence >= CONFIDENT).map(|&(page, _)| page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T: ThreadId = ThreadId(1);
+
+    fn run(streams: &mut Streams, faults: &[u64]) -> Vec<usize> {
+        faults.iter().map(|&page| streams.ahead(T, Page(page), 1 << 20).len()).collect()
+    }
+
+    #[test]
+    fn sequential_windows_double_up_to_sixteen_pages() {
+        // Each fault comes where the last window ended.
+        let windows = run(&mut Streams::default(), &[10, 11, 13, 17, 25, 41, 57]);
+        assert_eq!(windows, [0, 1, 3, 7, 15, 15, 15]);
+    }
+
+    #[test]
+    fn strides_count_from_the_third_fault_on_and_may_go_down() {
+        let mut streams = Streams::default();
+        assert_eq!(run(&mut streams, &[100, 97, 94, 88]), [0, 0, 1, 3]);
+        assert_eq!(streams.ahead(T, Page(76), 1 << 20)[..2], [Page(73), Page(70)]);
+    }
+
+    #[test]
+    fn random_access_asks_for_nothing() {
+        let windows = run(&mut Streams::default(), &[5, 900, 17, 4400, 61, 1000]);
+        assert_eq!(windows.iter().sum::<usize>(), 0);
+    }
+
+    #[test]
+    fn windows_end_with_the_region() {
+        let mut streams = Streams::default();
+        for page in [0, 1, 3] {
+            streams.ahead(T, Page(page), 8);
+        }
+        assert_eq!(streams.ahead(T, Page(7), 8), []);
+    }
+
+    #[test]
+    fn a_convoy_is_learned_and_unlearned() {
+        let mut convoys = Convoys::default();
+        for _ in 0..2 {
+            convoys.take(T, Page(1));
+            convoys.take(T, Page(2));
+            convoys.end(T);
+        }
+        assert_eq!(convoys.take(T, Page(1)), [Page(2)]);
+        convoys.end(T);
+        // Never missed when left out: forgotten after a few probes.
+        for _ in 0..4 * PROBE_EVERY {
+            convoys.take(T, Page(1));
+            convoys.end(T);
+        }
+        assert_eq!(convoys.take(T, Page(1)), []);
+    }
+
+    #[test]
+    fn what_is_missed_stays_in_the_convoy() {
+        let mut convoys = Convoys::default();
+        for _ in 0..10 * PROBE_EVERY {
+            let with = convoys.take(T, Page(1));
+            if with.is_empty() {
+                convoys.take(T, Page(2));
+            }
+            convoys.end(T);
+        }
+        convoys.take(T, Page(1));
+        assert_eq!(convoys.followers[&Page(1)].len(), 1);
+    }
+}

@@ -1,0 +1,364 @@
+//! What a node knows of each page, in 16 bytes, allocated when a lease block is first touched.
+
+use crate::types::{NodeId, NodeSet, Page, Version};
+
+/// Ivy's page state at one node (Li and Hudak 1989, section 2.2; the field's name is MSI).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum PageState {
+    /// Not accessible here.
+    Invalid,
+    /// Read-only here.
+    Shared,
+    /// Read-write here, and nowhere else accessible.
+    Modified,
+}
+
+/// A page as one node sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Entry {
+    /// The right of this node. An owner may be `Invalid`: it has the bytes, but has not used them.
+    pub(super) state: PageState,
+    /// The version of the bytes in this node's frame, whatever the state.
+    pub(super) version: Version,
+    /// Owner or not.
+    pub(super) role: Role,
+}
+
+/// What a node is to a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Role {
+    /// Answers for the page.
+    Owner {
+        /// The oldest version with the same bytes as [`Entry::version`]; in `Modified`, as the
+        /// bytes at entry.
+        same_since: Version,
+        /// How sure it is that a reader goes on to write: 0 to 3.
+        migratory: u8,
+        /// Who else holds a copy; while `Modified`, nobody does, and the fingerprint of the bytes
+        /// at entry stands here instead.
+        sharing: Sharing,
+    },
+    /// Follows a hint. Hints only ever point to later owners, so following them ends.
+    Holder {
+        /// The probable owner.
+        owner: NodeId,
+        /// The version at which it became owner, or will when a grant under way arrives.
+        owner_since: Version,
+    },
+}
+
+/// The second word of an owner's entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Sharing {
+    /// The copyset, the owner excluded.
+    Copies(NodeSet),
+    /// `Modified`: fingerprint of the bytes at entry.
+    Sole(u64),
+}
+
+impl Entry {
+    /// The newest ownership this node knows of.
+    pub(super) fn known(&self) -> Version {
+        match self.role {
+            Role::Owner { .. } => self.version,
+            Role::Holder { owner_since, .. } => owner_since,
+        }
+    }
+
+    /// Whether this node answers for the page.
+    pub(super) fn is_owner(&self) -> bool {
+        matches!(self.role, Role::Owner { .. })
+    }
+
+    /// The copyset of an owner; empty elsewhere.
+    pub(super) fn copyset(&self) -> NodeSet {
+        match self.role {
+            Role::Owner { sharing: Sharing::Copies(copyset), .. } => copyset,
+            _ => NodeSet::EMPTY,
+        }
+    }
+}
+
+/// Bits of [`Packed`]'s first word: version 48, then 8 of owner index or age of the bytes, then
+/// 2 of state, 1 of role, 2 of migratory score.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Packed(u64, u64);
+
+const _: () = assert!(size_of::<Packed>() == 16);
+
+const BYTE_SHIFT: u32 = 48;
+const STATE_SHIFT: u32 = 56;
+const OWNER_BIT: u64 = 1 << 58;
+const MIGRATORY_SHIFT: u32 = 59;
+
+impl Packed {
+    fn new(entry: Entry) -> Self {
+        let state = match entry.state {
+            PageState::Invalid => 0u64,
+            PageState::Shared => 1,
+            PageState::Modified => 2,
+        };
+        let first = entry.version.get() | state << STATE_SHIFT;
+        match entry.role {
+            Role::Owner { same_since, migratory, sharing } => {
+                // Beyond 255 versions the distance saturates, which only sends bytes needlessly.
+                let distance = entry.version.get().saturating_sub(same_since.get()).min(255);
+                let second = match sharing {
+                    Sharing::Copies(copyset) => copyset.bits(),
+                    Sharing::Sole(fingerprint) => fingerprint,
+                };
+                let migratory = u64::from(migratory.min(3));
+                Self(
+                    first | distance << BYTE_SHIFT | OWNER_BIT | migratory << MIGRATORY_SHIFT,
+                    second,
+                )
+            }
+            Role::Holder { owner, owner_since } => {
+                Self(first | (owner.index() as u64) << BYTE_SHIFT, owner_since.get())
+            }
+        }
+    }
+
+    fn entry(self) -> Entry {
+        let version = Version::new(self.0 & Version::MAX.get()).unwrap_or_default();
+        let byte = self.0 >> BYTE_SHIFT & 0xff;
+        let state = match self.0 >> STATE_SHIFT & 3 {
+            0 => PageState::Invalid,
+            1 => PageState::Shared,
+            _ => PageState::Modified,
+        };
+        let role = if self.0 & OWNER_BIT != 0 {
+            Role::Owner {
+                same_since: Version::new(version.get().saturating_sub(byte)).unwrap_or_default(),
+                migratory: (self.0 >> MIGRATORY_SHIFT & 3) as u8,
+                sharing: match state {
+                    PageState::Modified => Sharing::Sole(self.1),
+                    _ => Sharing::Copies(NodeSet::from_bits(self.1)),
+                },
+            }
+        } else {
+            Role::Holder {
+                owner: NodeId::new(byte as usize).unwrap_or(NODE_ZERO),
+                owner_since: Version::new(self.1).unwrap_or_default(),
+            }
+        };
+        Entry { state, version, role }
+    }
+}
+
+const NODE_ZERO: NodeId = match NodeId::new(0) {
+    Some(node) => node,
+    None => unreachable!(),
+};
+
+/// Which node owns a page that nobody has touched: each node a contiguous range.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Homes {
+    /// First page after the range of node `i`.
+    ends: Vec<u64>,
+}
+
+impl Homes {
+    /// Spreads `pages` over the nodes in proportion to `shares`, in whole lease blocks.
+    ///
+    /// All shares zero counts as all equal.
+    pub fn spread(pages: u64, lease_pages: u64, shares: &[u64]) -> Self {
+        let blocks = u128::from(pages.div_ceil(lease_pages));
+        let total: u128 = shares.iter().map(|&share| u128::from(share)).sum();
+        let equal = total == 0;
+        let total = if equal { shares.len() as u128 } else { total };
+        let mut sum = 0u128;
+        let ends = shares
+            .iter()
+            .map(|&share| {
+                sum += if equal { 1 } else { u128::from(share) };
+                let end = (blocks * sum).div_ceil(total) as u64 * lease_pages;
+                end.min(pages)
+            })
+            .collect();
+        Self { ends }
+    }
+
+    /// The first owner of `page`.
+    pub fn of(&self, page: Page) -> NodeId {
+        let index = self.ends.partition_point(|&end| end <= page.0);
+        NodeId::new(index.min(self.ends.len().saturating_sub(1))).unwrap_or(NODE_ZERO)
+    }
+}
+
+/// All pages of a region at one node.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Table {
+    me: NodeId,
+    pages: u64,
+    lease_pages: u64,
+    homes: Homes,
+    /// By lease block; absent until this node learns something of one of its pages.
+    blocks: Vec<Option<Box<[Packed]>>>,
+    /// By lease block: 0, or the index of the node that leased it, plus one.
+    leases: Vec<u8>,
+}
+
+impl Table {
+    pub(super) fn new(me: NodeId, pages: u64, lease_pages: u64, homes: Homes) -> Self {
+        let blocks = pages.div_ceil(lease_pages) as usize;
+        Self { me, pages, lease_pages, homes, blocks: vec![None; blocks], leases: vec![0; blocks] }
+    }
+
+    pub(super) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// The first page of the lease block of `page`.
+    pub(super) fn block_start(&self, page: Page) -> Page {
+        Page(page.0 - page.0 % self.lease_pages)
+    }
+
+    /// The pages of the lease block that starts at `start`.
+    pub(super) fn block_pages(&self, start: Page) -> std::ops::Range<Page> {
+        start..Page((start.0 + self.lease_pages).min(self.pages))
+    }
+
+    fn block_of(&self, page: Page) -> usize {
+        (page.0 / self.lease_pages) as usize
+    }
+
+    /// Whether nothing is known here of any page of this block, but who its first owner is.
+    pub(super) fn is_untouched(&self, page: Page) -> bool {
+        let block = self.block_of(page);
+        self.blocks[block].is_none() && self.leases[block] == 0
+    }
+
+    /// Records that `node` leased the untouched block of `page`.
+    pub(super) fn lease(&mut self, page: Page, node: NodeId) {
+        let block = self.block_of(page);
+        self.leases[block] = node.index() as u8 + 1;
+    }
+
+    pub(super) fn get(&self, page: Page) -> Entry {
+        let block = self.block_of(page);
+        match &self.blocks[block] {
+            Some(entries) => entries[(page.0 % self.lease_pages) as usize].entry(),
+            None => self.initial(page),
+        }
+    }
+
+    pub(super) fn put(&mut self, page: Page, entry: Entry) {
+        let block = self.block_of(page);
+        let at = (page.0 % self.lease_pages) as usize;
+        if let Some(entries) = &mut self.blocks[block] {
+            entries[at] = Packed::new(entry);
+            return;
+        }
+        let first = self.block_start(page);
+        // The initial entries of a block differ only by page, and not even by that.
+        let mut entries =
+            vec![Packed::new(self.initial(first)); self.lease_pages as usize].into_boxed_slice();
+        entries[at] = Packed::new(entry);
+        self.blocks[block] = Some(entries);
+    }
+
+    /// A page of which this node has heard nothing.
+    fn initial(&self, page: Page) -> Entry {
+        let (owner, owner_since) = match self.leases[self.block_of(page)] {
+            0 => (self.homes.of(page), Version::ZERO),
+            leased => (NodeId::new(usize::from(leased) - 1).unwrap_or(NODE_ZERO), LEASE_VERSION),
+        };
+        if owner == self.me {
+            let role = Role::Owner {
+                same_since: Version::ZERO,
+                migratory: 0,
+                sharing: Sharing::Copies(NodeSet::EMPTY),
+            };
+            Entry { state: PageState::Invalid, version: owner_since, role }
+        } else {
+            let role = Role::Holder { owner, owner_since };
+            Entry { state: PageState::Invalid, version: Version::ZERO, role }
+        }
+    }
+
+    /// Bytes of metadata allocated.
+    pub(super) fn allocated_bytes(&self) -> u64 {
+        let touched = self.blocks.iter().flatten().count() as u64;
+        let directory = (size_of::<Option<Box<[Packed]>>>() + 1) as u64 * self.blocks.len() as u64;
+        touched * self.lease_pages * size_of::<Packed>() as u64 + directory
+    }
+}
+
+/// A lease is the first change of hands of its pages.
+pub(super) const LEASE_VERSION: Version = Version::ZERO.next();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(index: usize) -> NodeId {
+        NodeId::new(index).unwrap()
+    }
+
+    #[test]
+    fn entries_survive_packing() {
+        let version = Version::new(0x1234_5678_9abc).unwrap();
+        let owner_since = Version::MAX;
+        for state in [PageState::Invalid, PageState::Shared] {
+            for role in [
+                Role::Holder { owner: node(63), owner_since },
+                Role::Owner {
+                    same_since: Version::new(version.get() - 255).unwrap(),
+                    migratory: 3,
+                    sharing: Sharing::Copies(NodeSet::from_bits(u64::MAX)),
+                },
+            ] {
+                let entry = Entry { state, version, role };
+                assert_eq!(Packed::new(entry).entry(), entry);
+            }
+        }
+        let role =
+            Role::Owner { same_since: version, migratory: 1, sharing: Sharing::Sole(u64::MAX) };
+        let entry = Entry { state: PageState::Modified, version, role };
+        assert_eq!(Packed::new(entry).entry(), entry);
+    }
+
+    #[test]
+    fn bytes_unchanged_for_more_than_255_versions_count_as_changed_later() {
+        let version = Version::new(1000).unwrap();
+        let role = Role::Owner {
+            same_since: Version::ZERO,
+            migratory: 0,
+            sharing: Sharing::Copies(NodeSet::EMPTY),
+        };
+        let packed = Packed::new(Entry { state: PageState::Shared, version, role }).entry();
+        let Role::Owner { same_since, .. } = packed.role else { panic!() };
+        assert_eq!(same_since.get(), 745);
+    }
+
+    #[test]
+    fn homes_follow_the_shares_in_whole_blocks() {
+        let homes = Homes::spread(4096, 512, &[1, 2, 1]);
+        assert_eq!(homes.of(Page(0)), node(0));
+        assert_eq!(homes.of(Page(1023)), node(0));
+        assert_eq!(homes.of(Page(1024)), node(1));
+        assert_eq!(homes.of(Page(3071)), node(1));
+        assert_eq!(homes.of(Page(4095)), node(2));
+        let small = Homes::spread(3, 512, &[0, 0]);
+        assert_eq!(small.of(Page(2)), node(0));
+        // A node without a share owns nothing.
+        let unequal = Homes::spread(1024, 512, &[0, 1]);
+        assert_eq!(unequal.of(Page(0)), node(1));
+    }
+
+    #[test]
+    fn a_table_allocates_by_block() {
+        let homes = Homes::spread(1 << 20, 512, &[1, 1]);
+        let mut table = Table::new(node(0), 1 << 20, 512, homes);
+        let empty = table.allocated_bytes();
+        let mut entry = table.get(Page(700));
+        entry.state = PageState::Shared;
+        table.put(Page(700), entry);
+        assert_eq!(table.allocated_bytes() - empty, 512 * 16);
+        assert!(table.is_untouched(Page(0)));
+        assert!(!table.is_untouched(Page(512)));
+        assert_eq!(table.get(Page(701)).state, PageState::Invalid);
+        assert_eq!(table.get(Page(700)).state, PageState::Shared);
+    }
+}
