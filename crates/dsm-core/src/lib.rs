@@ -7,5 +7,6 @@
 
 pub mod protocol;
 pub mod types;
+pub mod uffd;
 
 pub use types::{Access, Age, NodeId, NodeSet, PAGE_SIZE, Page, RegionId, ThreadId, Version};
