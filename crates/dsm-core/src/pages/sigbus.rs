@@ -44,7 +44,8 @@ pub enum SigbusError {
     },
 }
 
-/// A region whose pages may be lost; ends with this value.
+/// A region whose pages may be lost; ends with this value, which goes before the region's memory
+/// does: its addresses may then be used for something else.
 #[derive(Debug)]
 pub struct Registration {
     name: String,

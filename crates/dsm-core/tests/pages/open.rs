@@ -1,8 +1,10 @@
 //! What opening and closing a region costs and leaves behind.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
 use dsm_core::pages::STRIPES_MAX;
@@ -169,11 +171,11 @@ fn a_forked_child_has_no_copy() {
 }
 
 #[test]
-fn a_thread_that_waits_when_a_region_closes_reads_nothing() {
+fn closing_ends_a_wait_by_signal() {
     if small().is_none() {
         return;
     }
-    let name = "open::a_thread_that_waits_when_a_region_closes_reads_nothing";
+    let name = "open::closing_ends_a_wait_by_signal";
     let outcome = own_process(name, || {
         let memory = small().unwrap();
         fill(&memory, 0, 7);
@@ -189,5 +191,43 @@ fn a_thread_that_waits_when_a_region_closes_reads_nothing() {
     if let Some(output) = outcome {
         assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{output:?}");
         assert!(!String::from_utf8_lossy(&output.stdout).contains("value"), "{output:?}");
+    }
+}
+
+#[test]
+fn no_byte_of_a_closing_region_can_be_read() {
+    // In user mode a system call on a page that isn't there fails and doesn't wait: so it can try
+    // again and again while the region closes. Many stripes make that take long.
+    let stripes = 64;
+    let region = || memory(stripes * 512, stripes as usize, Mode::UserMode);
+    if region().is_none() {
+        return;
+    }
+    let outcome = own_process("open::no_byte_of_a_closing_region_can_be_read", || {
+        for _ in 0..20 {
+            let memory = region().unwrap();
+            fill(&memory, 0, 7);
+            let at = address(&memory, 0);
+            let (tries, closed) = (AtomicU32::new(0), AtomicBool::new(false));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let (_reader, writer) = std::io::pipe().unwrap();
+                    while !closed.load(Ordering::Acquire) {
+                        // SAFETY: the kernel reads a byte if there is one, and fails if not.
+                        let sent = unsafe { libc::write(writer.as_raw_fd(), at as *const _, 1) };
+                        assert_eq!(sent, -1, "a byte of a region that closes");
+                        tries.fetch_add(1, Ordering::Release);
+                    }
+                });
+                while tries.load(Ordering::Acquire) == 0 {
+                    std::thread::yield_now();
+                }
+                drop(memory);
+                closed.store(true, Ordering::Release);
+            });
+        }
+    });
+    if let Some(output) = outcome {
+        succeeded(&output);
     }
 }

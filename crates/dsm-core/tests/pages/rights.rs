@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dsm_core::pages::{MemoryError, ZERO_PAGE_FINGERPRINT};
-use dsm_core::uffd::{FaultBuffer, FaultKind, Mode};
+use dsm_core::uffd::{FaultBuffer, FaultKind, Mode, Progress};
 use dsm_core::{Access, PAGE_SIZE, Page};
 
 use crate::support::*;
@@ -107,6 +107,23 @@ fn sixteen_pages_of_all_kinds_are_installed_at_once() {
 }
 
 #[test]
+fn mapping_says_how_far_it_came() {
+    let Some(memory) = small() else { return };
+    let uffd = &memory.stripes()[0];
+    (0..3).for_each(|number| fill(&memory, number, 1));
+    let from = |first| address(&memory, first)..address(&memory, 8);
+    let map = |first| uffd.map(from(first), Access::Read).unwrap();
+    assert_eq!(map(0), Progress::Done(3 * PAGE_SIZE));
+    assert_eq!(map(0), Progress::Exists);
+    assert_eq!(map(3), Progress::NoFrame);
+    memory.install(page(5), Access::Read).unwrap();
+    let poison = |first| uffd.poison(from(first)).unwrap();
+    assert_eq!(poison(3), Progress::Done(2 * PAGE_SIZE));
+    assert_eq!(poison(5), Progress::Exists);
+    assert_eq!(poison(6), Progress::Done(2 * PAGE_SIZE));
+}
+
+#[test]
 fn ranges_of_pages_are_protected_and_revoked_at_once() {
     let Some(memory) = small() else { return };
     memory.install(Page(8)..Page(24), Access::Write).unwrap();
@@ -158,6 +175,19 @@ fn every_way_of_installing_ends_a_wait() {
         );
         assert_eq!((value, seen.len()), (1, 1));
     }
+    // A writer is woken by an installation that doesn't help it, and asks again.
+    memory.protect(page(0)).unwrap();
+    let mut faults = 0;
+    let (_, seen) = watched(
+        &memory,
+        || store(at, 2),
+        |memory, _| {
+            faults += 1;
+            let access = if faults < 3 { Access::Read } else { Access::Write };
+            memory.install(page(0), access).unwrap();
+        },
+    );
+    assert_eq!(seen, [(0, 0, Access::Write, FaultKind::WriteProtect); 3]);
     // A wake without a right: the same fault comes again.
     memory.revoke(page(0)).unwrap();
     let mut faults = 0;
