@@ -360,7 +360,7 @@ mod tests {
         let expected = "\
 name           variant  value  p99  floor  floor p99  unit   ratio    goal
 short          tcp       12.3          10         10  us      1.23  <= 1.3  met
-a_longer_name  tcp       1234          10         10  us   123.45  <= 1.3  MISSED
+a_longer_name  tcp       1234          10         10  us    123.45  <= 1.3  MISSED
 ";
         assert_eq!(report.to_string(), expected);
     }
