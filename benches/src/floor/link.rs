@@ -148,8 +148,14 @@ impl Link {
                 return Ok(bytes as usize);
             }
             let source = Error::last_os_error();
-            if source.kind() != ErrorKind::Interrupted {
-                return Err(BenchError::Os { doing: "using a socket between nodes", source });
+            match source.kind() {
+                ErrorKind::Interrupted => {}
+                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
+                    return Err(BenchError::Peer("has ended".into()));
+                }
+                _ => {
+                    return Err(BenchError::Os { doing: "using a socket between nodes", source });
+                }
             }
         }
     }
@@ -217,6 +223,8 @@ mod tests {
             assert_eq!(memory.alias_word(1).load(Relaxed), 77);
             drop(b);
             assert_eq!(a.receive(None, Wake::Blocking, Spin::Hot).unwrap(), Received::End);
+            let sent = (0..3).try_for_each(|_| a.send(Frame::Park, None));
+            assert!(matches!(sent, Err(BenchError::Peer(_))), "the peer is to be named: {sent:?}");
         }
     }
 
