@@ -118,6 +118,11 @@ impl Protocol {
         }
     }
 
+    /// Switches fault-around, for programs that know their access to be random.
+    pub fn set_fault_around(&mut self, on: bool) {
+        self.settings.features.fault_around = on;
+    }
+
     /// Whether [`Protocol::end`] was called.
     pub fn has_ended(&self) -> bool {
         self.ended
@@ -196,6 +201,9 @@ impl Protocol {
         if entry.copyset().is_empty() {
             self.claim(page, age, fx);
             for &next in with {
+                if !self.served.contains(&next) {
+                    continue;
+                }
                 let entry = self.table.get(next);
                 let alone = entry.is_owner() && entry.copyset().is_empty();
                 let idle = !self.pending.contains_key(&next);
@@ -348,7 +356,7 @@ impl Protocol {
     fn companions(&self, page: Page, access: Access, with: &[Page]) -> Vec<Companion> {
         let mut companions: Vec<Companion> = with
             .iter()
-            .filter(|&&other| other != page && other.0 < self.table.pages())
+            .filter(|&&other| other != page && self.served.contains(&other))
             .filter(|&&other| match self.pending.get(&other) {
                 Some(pending) => pending.request.is_none() && pending.deferred.is_none(),
                 None => true,

@@ -24,6 +24,7 @@
 //! The machine changes memory and sends messages through [`Effects`]; the engine, the model checker
 //! and the simulator implement it. It has no clock: the engine says when a thread has run.
 
+mod counters;
 mod episode;
 mod local;
 mod message;
@@ -34,7 +35,9 @@ mod receiver;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
+pub use counters::Counters;
 pub use message::{
     COMPANIONS_MAX, Companion, Grant, Hint, Invalidate, InvalidateAck, Message, PageGrant, Request,
     Right,
@@ -165,55 +168,13 @@ pub enum Violation {
     },
 }
 
-/// What has happened since the start; see `docs/operations.md`.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Counters {
-    /// Read faults that needed another node.
-    pub read_faults: u64,
-    /// Write faults that needed another node's bytes or ownership.
-    pub write_faults: u64,
-    /// Write faults of an owner or holder of a copy.
-    pub upgrade_faults: u64,
-    /// Faults on memory that this node owned alone.
-    pub local_faults: u64,
-    /// Faults on pages whose right sufficed: raced, or a frame that had been swapped out.
-    pub spurious_faults: u64,
-    /// Pages received, with bytes and without.
-    pub pages_received: u64,
-    /// Of these, those whose bytes were here already.
-    pub received_without_data: u64,
-    /// Pages sent, with bytes and without.
-    pub pages_sent: u64,
-    /// Of these, those without bytes.
-    pub sent_without_data: u64,
-    /// Pages that left `Modified` with the bytes they had at entry.
-    pub left_unchanged: u64,
-    /// Readers that were given ownership.
-    pub migratory_grants: u64,
-    /// Pages that came along with a requested one.
-    pub companions_received: u64,
-    /// Pages asked for along with another, but refused.
-    pub companions_refused: u64,
-    /// Blocks leased from their first owner.
-    pub leases: u64,
-    /// Requests passed on to a later owner.
-    pub forwards: u64,
-    /// Invalidations sent.
-    pub invalidations_sent: u64,
-    /// Invalidations received.
-    pub invalidations_received: u64,
-    /// Requests and invalidations that waited for a local episode.
-    pub kept: u64,
-    /// Grants that an invalidation had overtaken.
-    pub void_grants: u64,
-    /// Messages sent.
-    pub messages_sent: u64,
-}
 
 /// One region at one node, or the part of it that one worker serves.
 #[derive(Clone)]
 pub struct Protocol {
     settings: Settings,
+    /// Pages that this machine serves; other workers serve the rest of the region.
+    served: Range<Page>,
     table: Table,
     /// Pages with something under way.
     pending: BTreeMap<Page, Pending>,
@@ -231,6 +192,8 @@ pub struct Protocol {
     ready: Vec<ThreadId>,
     /// Pages that a hold lost while it gathered.
     rewant: Vec<Rewant>,
+    /// Threads whose episodes kept a companion of some request here.
+    blamed: BTreeSet<ThreadId>,
     ended: bool,
     counters: Counters,
 }
@@ -316,6 +279,7 @@ impl Protocol {
         let table =
             Table::new(settings.me, settings.pages, settings.lease_pages, settings.homes.clone());
         Self {
+            served: Page(0)..Page(settings.pages),
             settings,
             table,
             pending: BTreeMap::new(),
@@ -328,9 +292,16 @@ impl Protocol {
             last_seq: 0,
             ready: Vec::new(),
             rewant: Vec::new(),
+            blamed: BTreeSet::new(),
             ended: false,
             counters: Counters::default(),
         }
+    }
+
+    /// Has the machine ask only for these pages along with others: a worker's stripe.
+    pub fn restricted_to(mut self, pages: Range<Page>) -> Self {
+        self.served = pages;
+        self
     }
 
     /// The state of `page` at this node.
@@ -373,9 +344,10 @@ impl Protocol {
         std::mem::take(&mut self.ready)
     }
 
-    /// Threads whose episodes something waits for: the engine watches whether they run.
-    pub fn contenders(&self) -> BTreeSet<ThreadId> {
-        let mut threads = BTreeSet::new();
+    /// Threads whose episodes something waits for, or was refused because of: the engine looks
+    /// whether they have run.
+    pub fn contenders(&mut self) -> BTreeSet<ThreadId> {
+        let mut threads = std::mem::take(&mut self.blamed);
         for (&page, pending) in &self.pending {
             if pending.invalidating.is_none()
                 && let Some(waiter) = oldest(&pending.waiters)

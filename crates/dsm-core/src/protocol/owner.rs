@@ -83,8 +83,10 @@ impl Protocol {
     }
 
     /// Queues a request; one of the same node for the page replaces an earlier one.
-    pub(super) fn enqueue<E: Effects>(&mut self, request: Request, fx: &mut E) {
+    pub(super) fn enqueue<E: Effects>(&mut self, mut request: Request, fx: &mut E) {
         let (page, age) = (request.page, request.age);
+        // Whoever queues it does not lease: the block has been touched.
+        request.lease = false;
         let waiters = &mut self.pending(page).waiters;
         let mut replaced = None;
         match waiters.iter_mut().find(|waiter| waiter.requester == request.requester) {
@@ -191,7 +193,7 @@ impl Protocol {
     }
 
     /// The requested page, and the companions that can go with it.
-    fn outgoing(&self, request: &Request) -> Vec<Outgoing> {
+    fn outgoing(&mut self, request: &Request) -> Vec<Outgoing> {
         let mut outgoing = vec![Outgoing {
             page: request.page,
             have: request.have,
@@ -209,7 +211,13 @@ impl Protocol {
             let free = !give
                 || entry.copyset().without(request.requester).is_empty()
                 || self.mutated(Mutation::CompanionWithCopies);
-            if entry.is_owner() && idle && free && !self.keeps(page, access, request.age) {
+            if !entry.is_owner() || !idle || !free {
+                continue;
+            }
+            if self.keeps(page, access, request.age) {
+                let keepers: Vec<_> = self.episodes.keepers(page, access, request.age).collect();
+                self.blamed.extend(keepers);
+            } else {
                 outgoing.push(Outgoing { page, have: companion.have, give });
             }
         }

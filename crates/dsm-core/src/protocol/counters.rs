@@ -1,0 +1,66 @@
+//! What the protocol counts.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])+ $name:ident,)+) => {
+        /// What has happened since the start; see `docs/operations.md`.
+        #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+        pub struct Counters {
+            $($(#[$doc])+ pub $name: u64,)+
+        }
+
+        impl Counters {
+            /// All counters with their names.
+            pub fn fields(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)+]
+            }
+
+            /// Adds those of another machine.
+            pub fn merge(&mut self, other: &Self) {
+                $(self.$name += other.$name;)+
+            }
+        }
+    };
+}
+
+counters! {
+    /// Read faults that needed another node.
+    read_faults,
+    /// Write faults that needed another node's bytes or ownership.
+    write_faults,
+    /// Write faults of an owner or holder of a copy.
+    upgrade_faults,
+    /// Faults on memory that this node owned alone.
+    local_faults,
+    /// Faults on pages whose right sufficed: raced, or a frame that had been swapped out.
+    spurious_faults,
+    /// Pages received, with bytes and without.
+    pages_received,
+    /// Of these, those whose bytes were here already.
+    received_without_data,
+    /// Pages sent, with bytes and without.
+    pages_sent,
+    /// Of these, those without bytes.
+    sent_without_data,
+    /// Pages that left `Modified` with the bytes they had at entry.
+    left_unchanged,
+    /// Readers that were given ownership.
+    migratory_grants,
+    /// Pages that came along with a requested one.
+    companions_received,
+    /// Pages asked for along with another, but refused.
+    companions_refused,
+    /// Blocks leased from their first owner.
+    leases,
+    /// Requests passed on to a later owner.
+    forwards,
+    /// Invalidations sent.
+    invalidations_sent,
+    /// Invalidations received.
+    invalidations_received,
+    /// Requests and invalidations that waited for a local episode.
+    kept,
+    /// Grants that an invalidation had overtaken.
+    void_grants,
+    /// Messages sent.
+    messages_sent,
+}
