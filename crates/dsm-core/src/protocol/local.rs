@@ -228,6 +228,12 @@ impl Protocol {
 
     /// This node owns `page` and is to write it: raises the version, invalidates the copies.
     pub(super) fn claim<E: Effects>(&mut self, page: Page, age: Age, fx: &mut E) {
+        self.begin_claim(page, age, fx);
+        self.finish_claim(page, fx);
+    }
+
+    /// The first half of a claim. Until the second, the page is not given away.
+    pub(super) fn begin_claim<E: Effects>(&mut self, page: Page, age: Age, fx: &mut E) {
         let mut entry = self.table.get(page);
         entry.version = entry.version.next();
         let missing = entry.copyset();
@@ -235,13 +241,16 @@ impl Protocol {
             *sharing = Sharing::Copies(NodeSet::EMPTY);
         }
         self.table.put(page, entry);
-        if missing.is_empty() {
-            return self.enter_modified(page, fx);
-        }
         let version = entry.version;
         self.pending(page).invalidating = Some(Invalidating { missing, version, age });
         self.invalidate(page, missing, version, age, fx);
-        if self.mutated(Mutation::WriteBeforeLastAck) {
+    }
+
+    /// The second half: enters `Modified` if there is no copy to wait for.
+    pub(super) fn finish_claim<E: Effects>(&mut self, page: Page, fx: &mut E) {
+        let invalidating = self.pending.get(&page).and_then(|pending| pending.invalidating);
+        let Some(Invalidating { missing, .. }) = invalidating else { return };
+        if missing.is_empty() || self.mutated(Mutation::WriteBeforeLastAck) {
             self.enter_modified(page, fx);
         }
     }

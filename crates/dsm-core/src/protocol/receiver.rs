@@ -117,9 +117,13 @@ impl Protocol {
             None if waiters.is_empty() => {}
             None => return Err(Violation::MalformedGrant { page: waiters[0].page.0 }),
         }
-        for page in taken {
+        // All are claimed before one is finished: what then answers a waiter may take others along.
+        for &page in &taken {
             let age = self.request_age(page);
-            self.claim(page, age, fx);
+            self.begin_claim(page, age, fx);
+        }
+        for page in taken {
+            self.finish_claim(page, fx);
         }
         self.close(seq, fx);
         Ok(())
