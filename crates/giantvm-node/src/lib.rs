@@ -1,0 +1,16 @@
+//! One giantvm node: who belongs to the cluster, and what nodes agree on besides pages.
+//!
+//! - [`membership`]: joining, heartbeats, epochs, the loss of a node;
+//! - [`sync`]: mutexes, read-write locks, barriers and counters, each at its home node;
+//! - [`control`]: the messages that carry both between nodes, and their bytes;
+//! - [`limits`]: every bound, with its reason.
+//!
+//! All of it is sans-IO: an event and the time go in, actions come out. Whoever drives these
+//! machines owns the clock and the connections.
+
+#![forbid(unsafe_code)]
+
+pub mod control;
+pub mod limits;
+pub mod membership;
+pub mod sync;

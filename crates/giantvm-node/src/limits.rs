@@ -1,0 +1,67 @@
+//! Every bound of this crate, with its reason.
+//!
+//! A bound on what a peer sends is checked by the decoder, so that no message can make a node
+//! allocate more than the message's own length.
+
+/// Longest name of a synchronisation object or region, in bytes: room for a path-like name, while a
+/// request still fits one packet of 1,400 bytes many times over.
+pub const NAME_BYTES_MAX: usize = 200;
+
+/// Longest name of a node, in bytes: a DNS label is at most 63.
+pub const NODE_NAME_BYTES_MAX: usize = 63;
+
+/// Longest reason in a control message, in bytes: one or two lines of text. Longer ones are cut.
+pub const REASON_BYTES_MAX: usize = 512;
+
+/// Longest body of a control message, in bytes. The largest one is [`MemberUpdate`] with the
+/// incarnations of all 64 nodes (under 600 bytes); the rest is room for growth. A reader refuses
+/// a longer frame before it allocates.
+///
+/// [`MemberUpdate`]: crate::control::MemberMessage::MemberUpdate
+pub const CONTROL_BODY_BYTES_MAX: usize = 4096;
+
+/// Most synchronisation objects in use at one home: far more than a program names on purpose, so
+/// that reaching it means that names are generated and never released. Idle objects don't count.
+pub const SYNC_OBJECTS_MAX: usize = 65_536;
+
+/// Most waiters at one synchronisation object: 64 nodes with 256 waiting threads each.
+pub const SYNC_QUEUE_MAX: usize = 16_384;
+
+/// Most tickets that one node may have waiting or holding at one home: the most threads one
+/// process usually has, and a bound on memory (64 nodes: about 4 million entries) that no
+/// node can use up at the expense of another.
+pub const SYNC_TICKETS_PER_NODE_MAX: usize = 65_536;
+
+/// Most parties of a barrier: all of them must be able to wait at once.
+pub const BARRIER_PARTIES_MAX: u32 = SYNC_QUEUE_MAX as u32;
+
+/// Shortest interval between heartbeats, in milliseconds: below it they would cost more wake-ups
+/// than a fault-heavy program.
+pub const HEARTBEAT_MS_MIN: u64 = 5;
+
+/// Default interval between heartbeats, in milliseconds: 10 small messages a second to each peer.
+pub const HEARTBEAT_MS_DEFAULT: u64 = 100;
+
+/// Default silence after which a node is out, in milliseconds: above the pauses of a loaded host
+/// or a live-migrated virtual machine, below what a user calls a hang.
+pub const TIMEOUT_MS_DEFAULT: u64 = 2_000;
+
+/// Default wait beyond the timeout before the others go on, in milliseconds; the inequality that it
+/// must satisfy is in [`membership`](crate::membership).
+pub const MARGIN_MS_DEFAULT: u64 = 500;
+
+/// Longest configurable timeout or margin, in milliseconds: one hour. It keeps sums of times far
+/// from overflow.
+pub const TIMEOUT_MS_MAX: u64 = 3_600_000;
+
+/// Least number of heartbeats in a timeout. The right to run travels out and back (two
+/// intervals in the worst case); the rest is for one late or lost wake-up.
+pub const HEARTBEATS_PER_TIMEOUT_MIN: u64 = 4;
+
+/// Largest drift between the clocks of two nodes, as one part in this many: 1000 ppm together,
+/// ten times what ordinary crystals show.
+pub const CLOCK_DRIFT_ONE_IN: u64 = 1_000;
+
+/// Default wait of the deciding node for the others to leave before it ends the cluster, in
+/// milliseconds: long enough for programs that end together.
+pub const LEAVE_WAIT_MS_DEFAULT: u64 = 5_000;

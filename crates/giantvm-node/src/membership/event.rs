@@ -1,0 +1,169 @@
+//! What goes into a [`Membership`](super::Membership) and what comes out.
+
+use dsm_core::types::{NodeId, NodeSet};
+use thiserror::Error;
+
+use crate::control::MemberMessage;
+
+/// Something that happened at this node.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Event {
+    /// The control connection with `node` is up.
+    Connected {
+        /// The other end.
+        node: NodeId,
+        /// Its incarnation, from the handshake.
+        incarnation: u64,
+    },
+    /// A control connection ended.
+    Disconnected {
+        /// The other end.
+        node: NodeId,
+        /// The incarnation it had.
+        incarnation: u64,
+        /// Why, for people.
+        why: String,
+    },
+    /// `from` sent a message.
+    Message {
+        /// The sender, as the connection says.
+        from: NodeId,
+        /// What it said.
+        message: MemberMessage,
+    },
+    /// Time has passed.
+    Tick,
+    /// The user of this node wants it to leave.
+    LeaveRequested,
+}
+
+/// Something the driver has to do, in the order given.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Action {
+    /// Send a message to a connected node.
+    Send {
+        /// The receiver.
+        to: NodeId,
+        /// The message.
+        message: MemberMessage,
+    },
+    /// Tell a node why it is out, and close the connection.
+    Refuse {
+        /// The node.
+        node: NodeId,
+        /// The incarnation of the connection to close.
+        incarnation: u64,
+        /// Why, for people.
+        reason: String,
+    },
+    /// The cluster runs, with all nodes of the list.
+    BecameRunning {
+        /// The first epoch.
+        epoch: u64,
+    },
+    /// A node is lost: end what depends on it. It may not know yet.
+    PeerLost {
+        /// The node.
+        node: NodeId,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A node left of its own will.
+    PeerLeft {
+        /// The node.
+        node: NodeId,
+    },
+    /// A lost node has certainly stopped, or a node left: from now on these are the members.
+    NewEpoch {
+        /// The epoch.
+        epoch: u64,
+        /// The members in it.
+        members: NodeSet,
+    },
+    /// This node is no member any more and does nothing more in this cluster.
+    Ended {
+        /// Why.
+        reason: EndReason,
+    },
+}
+
+/// Where a node stands.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum State {
+    /// Waits for the cluster to start.
+    Joining,
+    /// A member.
+    Running,
+    /// A member that asked to go.
+    Leaving {
+        /// When it asked, in milliseconds.
+        since_ms: u64,
+    },
+    /// No member any more.
+    Ended {
+        /// Why.
+        reason: EndReason,
+    },
+}
+
+/// Why a node is no member any more; displays as a message for its user.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Error)]
+pub enum EndReason {
+    /// It was asked to leave.
+    #[error("this node left the cluster")]
+    Left,
+    /// Not all nodes came in time.
+    #[error("waited {waited_ms} ms for all nodes; still missing: {missing}")]
+    JoinTimeout {
+        /// How long, in milliseconds.
+        waited_ms: u64,
+        /// Which, and why, for people.
+        missing: String,
+    },
+    /// The deciding node doesn't hear this node, or this node doesn't hear it.
+    #[error("this node can't reach the deciding node `{name}`: no answer for {silent_ms} ms")]
+    Unreachable {
+        /// The deciding node's name.
+        name: String,
+        /// Age of what it last confirmed to have heard, in milliseconds.
+        silent_ms: u64,
+    },
+    /// The connection to the deciding node broke.
+    #[error("this node lost its connection to the deciding node `{name}`: {why}")]
+    Disconnected {
+        /// The deciding node's name.
+        name: String,
+        /// Why, for people.
+        why: String,
+    },
+    /// The deciding node has ended, and with it the cluster.
+    #[error("the deciding node `{name}` has ended: {why}")]
+    DecidingNodeEnded {
+        /// Its name.
+        name: String,
+        /// Why, for people.
+        why: String,
+    },
+    /// This process did not run for longer than the timeout.
+    #[error("this node was stopped for {stopped_ms} ms; the others go on without it")]
+    Stopped {
+        /// How long, in milliseconds.
+        stopped_ms: u64,
+    },
+    /// Another node told this one that it is out.
+    #[error("node `{name}` refused this node: {reason}")]
+    Refused {
+        /// The other node's name.
+        name: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// The deciding node said something that can't follow what it said before.
+    #[error("this node lost step with the deciding node `{name}`: {what}; report this as a bug")]
+    LostStep {
+        /// The deciding node's name.
+        name: String,
+        /// What doesn't fit.
+        what: String,
+    },
+}

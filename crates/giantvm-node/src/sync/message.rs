@@ -1,0 +1,259 @@
+//! What is asked of a home, and what it answers. Byte layout: `wire`.
+
+use std::fmt;
+
+use dsm_core::types::NodeId;
+use thiserror::Error;
+
+use crate::limits::NAME_BYTES_MAX;
+
+/// The name of a synchronisation object: 1 to 200 bytes of UTF-8.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SyncName(Box<str>);
+
+impl SyncName {
+    /// `name` as an object's name.
+    ///
+    /// # Errors
+    /// [`NameError`] if it is empty or longer than 200 bytes.
+    pub fn new(name: &str) -> Result<Self, NameError> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(NameError { len: name.len() });
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SyncName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A text can't be the name of a synchronisation object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("a name must have 1 to {NAME_BYTES_MAX} bytes, this one has {len}")]
+pub struct NameError {
+    /// Its length, in bytes.
+    pub len: usize,
+}
+
+/// What an object is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Kind {
+    /// One holder.
+    Mutex,
+    /// One writer or many readers.
+    RwLock,
+    /// A meeting of a stated number of waiters.
+    Barrier,
+    /// A 64-bit number.
+    Counter,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mutex => "mutex",
+            Self::RwLock => "read-write lock",
+            Self::Barrier => "barrier",
+            Self::Counter => "counter",
+        })
+    }
+}
+
+/// One request to the home of `name`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct SyncRequest {
+    /// The requester's number for it; the reply repeats it. For a lock it names the holder.
+    pub ticket: u64,
+    /// The object.
+    pub name: SyncName,
+    /// What to do.
+    pub op: SyncOp,
+}
+
+/// What to do with an object.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SyncOp {
+    /// Waits for a mutex. Reply: [`Outcome::Granted`].
+    MutexLock,
+    /// Takes a mutex if that needs no waiting. Reply: [`Outcome::Granted`] or [`Outcome::Busy`].
+    MutexTryLock,
+    /// Releases a mutex. Reply: [`Outcome::Unlocked`].
+    MutexUnlock {
+        /// The ticket that locked.
+        holder: u64,
+    },
+    /// Waits to enter a read-write lock beside other readers.
+    ReadLock,
+    /// Enters beside other readers if that needs no waiting.
+    ReadTryLock,
+    /// A reader goes.
+    ReadUnlock {
+        /// The ticket that locked.
+        holder: u64,
+    },
+    /// Waits to enter a read-write lock alone.
+    WriteLock,
+    /// Enters alone if that needs no waiting.
+    WriteTryLock,
+    /// The writer goes.
+    WriteUnlock {
+        /// The ticket that locked.
+        holder: u64,
+    },
+    /// Waits until `parties` waiters are there. Reply: [`Outcome::Passed`].
+    BarrierWait {
+        /// How many; 1 to 16,384, and the same for all that meet.
+        parties: u32,
+    },
+    /// Adds, wrapping around at the ends of 64 bits. Reply: the value before.
+    CounterAdd {
+        /// What to add.
+        delta: i64,
+    },
+    /// Reply: the value; 0 for a counter nobody has set.
+    CounterGet,
+    /// Sets the value. Reply: the value before.
+    CounterSet {
+        /// The new value.
+        value: i64,
+    },
+    /// Sets the value to `new` if it is `expected`. Reply: [`Outcome::Exchanged`].
+    CompareExchange {
+        /// The value it must have.
+        expected: i64,
+        /// The value it then gets.
+        new: i64,
+    },
+    /// Takes a waiter off the object's queue. Reply: [`Outcome::Cancelled`] or
+    /// [`Outcome::NotWaiting`].
+    Cancel {
+        /// The waiter's ticket.
+        waiter: u64,
+    },
+}
+
+impl SyncOp {
+    /// The kind of object it is for; a cancellation is for any.
+    pub fn kind(self) -> Option<Kind> {
+        match self {
+            Self::MutexLock | Self::MutexTryLock | Self::MutexUnlock { .. } => Some(Kind::Mutex),
+            Self::ReadLock
+            | Self::ReadTryLock
+            | Self::ReadUnlock { .. }
+            | Self::WriteLock
+            | Self::WriteTryLock
+            | Self::WriteUnlock { .. } => Some(Kind::RwLock),
+            Self::BarrierWait { .. } => Some(Kind::Barrier),
+            Self::CounterAdd { .. }
+            | Self::CounterGet
+            | Self::CounterSet { .. }
+            | Self::CompareExchange { .. } => Some(Kind::Counter),
+            Self::Cancel { .. } => None,
+        }
+    }
+}
+
+/// The answer to one [`SyncRequest`].
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct SyncReply {
+    /// [`SyncRequest::ticket`].
+    pub ticket: u64,
+    /// What came of it.
+    pub result: Result<Outcome, SyncError>,
+}
+
+/// What a request came to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Outcome {
+    /// The requester holds the lock.
+    Granted,
+    /// A try would have had to wait; nothing is held.
+    Busy,
+    /// The lock is released.
+    Unlocked,
+    /// All parties of the barrier are there.
+    Passed {
+        /// The requester was the `index`-th to come, from 0.
+        index: u32,
+    },
+    /// A counter's value: before the operation, if it changes it.
+    Value(i64),
+    /// The end of a [`SyncOp::CompareExchange`].
+    Exchanged {
+        /// Whether the counter was as expected and is now changed.
+        done: bool,
+        /// The value before.
+        before: i64,
+    },
+    /// The waiter is off the queue; no other reply to its ticket will come.
+    Cancelled,
+    /// The ticket doesn't wait there: its own reply, maybe a grant, was sent before this one.
+    NotWaiting,
+}
+
+/// Why a home refuses a request.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Error)]
+pub enum SyncError {
+    /// The name is in use for something else.
+    #[error("the name is in use for a {found}; choose another name for the {wanted}")]
+    KindMismatch {
+        /// What it is.
+        found: Kind,
+        /// What was asked for.
+        wanted: Kind,
+    },
+    /// An unlock by one who doesn't hold the lock.
+    #[error("the lock is not held by the one who unlocks it")]
+    NotHolder,
+    /// Waiters of one barrier disagree.
+    #[error("those who wait at the barrier expect {expected} parties, this one {got}")]
+    PartiesMismatch {
+        /// What the first waiter said.
+        expected: u32,
+        /// What this one said.
+        got: u32,
+    },
+    /// A number of parties that can't be.
+    #[error("a barrier has 1 to {max} parties, not {got}")]
+    PartiesOutOfRange {
+        /// The request's.
+        got: u32,
+        /// The largest.
+        max: u32,
+    },
+    /// The home has as many objects in use as it can.
+    #[error("the home node already keeps {limit} objects; release some")]
+    TooManyObjects {
+        /// The bound.
+        limit: u32,
+    },
+    /// The object has as many waiters as it can.
+    #[error("{limit} requests already wait for the object")]
+    QueueFull {
+        /// The bound.
+        limit: u32,
+    },
+    /// The node waits for and holds as much at this home as it can.
+    #[error("this node already waits for or holds {limit} locks at the home node")]
+    TooManyTickets {
+        /// The bound.
+        limit: u32,
+    },
+    /// The ticket is already waiting or holding: an error in the requester.
+    #[error("the ticket is already in use at the home node")]
+    DuplicateTicket,
+    /// A node of the cluster is lost, and the objects with it.
+    #[error("node {node} of the cluster is lost; start the cluster again")]
+    PeerLost {
+        /// The lost node.
+        node: NodeId,
+    },
+}
