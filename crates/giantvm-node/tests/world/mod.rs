@@ -9,10 +9,10 @@ use giantvm_node::membership::{Action, Config, EndReason, Event, Membership, Sta
 use dsm_core::types::{NodeId, NodeSet};
 
 /// One unit of the world's time: the interval between heartbeats.
-pub const UNIT_MS: u64 = 100;
-pub const TIMEOUT_UNITS: u64 = 4;
+pub(crate) const UNIT_MS: u64 = 100;
+pub(crate) const TIMEOUT_UNITS: u64 = 6;
 
-pub fn node(index: usize) -> NodeId {
+pub(crate) fn node(index: usize) -> NodeId {
     NodeId::new(index).unwrap()
 }
 
@@ -32,6 +32,8 @@ struct Process {
     incarnation: u64,
     alive: bool,
     stopped: bool,
+    /// Whether it was stopped and has made no step since.
+    unaware: bool,
     /// Whether it skips its turn of this unit, though it isn't stopped.
     late: bool,
     /// Open connections by peer.
@@ -40,8 +42,8 @@ struct Process {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct World {
-    pub now_ms: u64,
+pub(crate) struct World {
+    pub(crate) now_ms: u64,
     margin_ms: u64,
     processes: Vec<Process>,
     /// `links[from][to]`.
@@ -50,11 +52,11 @@ pub struct World {
     /// Whether somebody went on without this node.
     excluded: Vec<bool>,
     /// Which nodes had their turn in this unit.
-    pub turned: u64,
+    pub(crate) turned: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The process ends; what it sent arrives.
     Kill(usize),
     /// The process ends; what it sent and nobody read is gone.
@@ -73,9 +75,8 @@ pub enum Fault {
 }
 
 impl World {
-    /// A world whose nodes have just begun to connect. A margin below the least one is possible
-    /// here only by turning time: see `margin_ms`.
-    pub fn new(nodes: usize) -> Self {
+    /// A world whose nodes have just begun to connect.
+    pub(crate) fn new(nodes: usize) -> Self {
         let mut world = Self {
             now_ms: 1_000,
             margin_ms: 2 * UNIT_MS + 1,
@@ -103,13 +104,14 @@ impl World {
         config.heartbeat_ms = UNIT_MS;
         config.timeout_ms = TIMEOUT_UNITS * UNIT_MS;
         config.margin_ms = self.margin_ms;
-        config.join_timeout_ms = Some(8 * UNIT_MS);
+        config.join_timeout_ms = Some(6 * UNIT_MS);
         config.leave_wait_ms = 5 * UNIT_MS;
         Process {
             machine: Membership::new(config, self.now_ms).unwrap(),
             incarnation,
             alive: true,
             stopped: false,
+            unaware: false,
             late: false,
             open: vec![None; nodes],
             lost_seen: NodeSet::EMPTY,
@@ -127,16 +129,16 @@ impl World {
         self.links[b][a].push_back((connection, Body::Up));
     }
 
-    pub fn nodes(&self) -> usize {
+    pub(crate) fn nodes(&self) -> usize {
         self.processes.len()
     }
 
-    pub fn machine(&self, me: usize) -> &Membership {
+    pub(crate) fn machine(&self, me: usize) -> &Membership {
         &self.processes[me].machine
     }
 
     /// The faults that make sense now.
-    pub fn faults(&self) -> Vec<Fault> {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         for (me, process) in self.processes.iter().enumerate() {
             if !process.alive {
@@ -168,7 +170,7 @@ impl World {
         faults
     }
 
-    pub fn inject(&mut self, fault: Fault) {
+    pub(crate) fn inject(&mut self, fault: Fault) {
         match fault {
             Fault::Kill(me) | Fault::Reset(me) => {
                 for peer in 0..self.nodes() {
@@ -180,7 +182,10 @@ impl World {
                 self.processes[me].alive = false;
                 self.processes[me].stopped = false;
             }
-            Fault::Stop(me) => self.processes[me].stopped = true,
+            Fault::Stop(me) => {
+                self.processes[me].stopped = true;
+                self.processes[me].unaware = true;
+            }
             Fault::Resume(me) => self.processes[me].stopped = false,
             Fault::Late(me) => self.processes[me].late = true,
             Fault::Block(from, to) => self.blocked[from][to] = true,
@@ -207,18 +212,18 @@ impl World {
     }
 
     /// Whether `me` can read something that `from` sent.
-    pub fn readable(&self, from: usize, me: usize) -> bool {
+    pub(crate) fn readable(&self, from: usize, me: usize) -> bool {
         !self.blocked[from][me] && !self.links[from][me].is_empty() && self.runs(me)
     }
 
     /// Whether `me` gets the processor in this unit.
-    pub fn runs(&self, me: usize) -> bool {
+    pub(crate) fn runs(&self, me: usize) -> bool {
         let process = &self.processes[me];
         process.alive && !process.stopped && !process.late
     }
 
     /// `me` reads the next thing that `from` sent.
-    pub fn read(&mut self, from: usize, me: usize) {
+    pub(crate) fn read(&mut self, from: usize, me: usize) {
         let Some((connection, body)) = self.links[from][me].pop_front() else { return };
         let incarnation = if from < me { connection.0 } else { connection.1 };
         let own = if from < me { connection.1 } else { connection.0 };
@@ -245,12 +250,12 @@ impl World {
         }
     }
 
-    pub fn tick(&mut self, me: usize) {
+    pub(crate) fn tick(&mut self, me: usize) {
         self.step(me, Event::Tick);
     }
 
     /// `me` reads all there is, from the lowest or the highest node on, and looks at its clock.
-    pub fn turn(&mut self, me: usize, upwards: bool) {
+    pub(crate) fn turn(&mut self, me: usize, upwards: bool) {
         self.turned |= 1 << me;
         if self.runs(me) {
             for nth in 0..self.nodes() {
@@ -266,7 +271,7 @@ impl World {
         self.processes[me].late = false;
     }
 
-    pub fn next_unit(&mut self) {
+    pub(crate) fn next_unit(&mut self) {
         self.turned = 0;
         self.now_ms += UNIT_MS;
     }
@@ -283,6 +288,7 @@ impl World {
         for action in actions {
             self.act(me, action);
         }
+        self.processes[me].unaware = false;
         let after = &self.processes[me].machine;
         assert!(after.epoch() >= before.epoch(), "epoch fell at {me}: {self:#?}");
         if let State::Ended { reason: EndReason::LostStep { .. } } = after.state() {
@@ -332,7 +338,7 @@ impl World {
     /// process doesn't run: it is checked after the first step that it makes.
     fn check_safety(&self) {
         let running: Vec<_> = (0..self.nodes())
-            .filter(|&me| self.processes[me].alive && !self.processes[me].stopped)
+            .filter(|&me| self.processes[me].alive && !self.processes[me].unaware)
             .filter(|&me| matches!(self.machine(me).state(), State::Running))
             .collect();
         for &a in &running {
@@ -346,7 +352,7 @@ impl World {
     }
 
     /// Long after the last fault: everyone runs or has ended, and those who run are all the members.
-    pub fn check_settled(&self) {
+    pub(crate) fn check_settled(&self) {
         let awake: Vec<_> = (0..self.nodes())
             .filter(|&me| self.processes[me].alive && !self.processes[me].stopped)
             .collect();

@@ -1,0 +1,203 @@
+//! Control messages survive their bytes, and other bytes never do harm.
+
+use dsm_core::types::{NodeId, NodeSet, RegionId};
+use giantvm_node::control::{
+    Change, ControlMessage, DecodeError, Heartbeat, MemberMessage, RegionMessage,
+};
+use giantvm_node::limits::{CONTROL_BODY_BYTES_MAX, NAME_BYTES_MAX, REASON_BYTES_MAX};
+use giantvm_node::sync::{Kind, Outcome, SyncError, SyncName, SyncOp, SyncReply, SyncRequest};
+use proptest::option;
+use proptest::prelude::*;
+
+fn node() -> impl Strategy<Value = NodeId> {
+    (0usize..64).prop_map(|index| NodeId::new(index).unwrap())
+}
+
+fn nodes() -> impl Strategy<Value = NodeSet> {
+    any::<u64>().prop_map(NodeSet::from_bits)
+}
+
+fn reason() -> impl Strategy<Value = String> {
+    ".{0,100}"
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        prop::collection::vec(any::<u64>(), 0..=64)
+            .prop_map(|incarnations| Change::Started { incarnations }),
+        (node(), reason()).prop_map(|(node, reason)| Change::Lost { node, reason }),
+        node().prop_map(|node| Change::Removed { node }),
+        node().prop_map(|node| Change::Left { node }),
+    ]
+}
+
+fn member() -> impl Strategy<Value = MemberMessage> {
+    prop_oneof![
+        (any::<u64>(), any::<u64>(), any::<u64>(), option::of(any::<u64>()), nodes()).prop_map(
+            |(epoch, incarnation, sent_ms, echo_ms, connected)| MemberMessage::Heartbeat(
+                Heartbeat { epoch, incarnation, sent_ms, echo_ms, connected }
+            )
+        ),
+        (any::<u64>(), nodes(), change()).prop_map(|(epoch, members, change)| {
+            MemberMessage::MemberUpdate { epoch, members, change }
+        }),
+        (node(), reason()).prop_map(|(node, reason)| MemberMessage::Suspect { node, reason }),
+        Just(MemberMessage::Leave),
+        any::<u64>().prop_map(|epoch| MemberMessage::LeaveAck { epoch }),
+        reason().prop_map(|reason| MemberMessage::Gone { reason }),
+        reason().prop_map(|reason| MemberMessage::Fatal { reason }),
+    ]
+}
+
+fn region() -> impl Strategy<Value = RegionMessage> {
+    let id = || any::<u32>().prop_map(RegionId);
+    prop_oneof![
+        (any::<u64>(), option::of(id()), "[a-zä]{1,100}", any::<u64>(), any::<bool>()).prop_map(
+            |(ticket, region, name, bytes, overcommit)| RegionMessage::Create {
+                ticket,
+                region,
+                name,
+                bytes,
+                overcommit
+            }
+        ),
+        (any::<u64>(), id()).prop_map(|(ticket, region)| RegionMessage::Created { ticket, region }),
+        (any::<u64>(), reason())
+            .prop_map(|(ticket, reason)| RegionMessage::Refused { ticket, reason }),
+        id().prop_map(|region| RegionMessage::Close { region }),
+    ]
+}
+
+fn op() -> impl Strategy<Value = SyncOp> {
+    let (number, value) = (any::<u64>, any::<i64>);
+    prop_oneof![
+        Just(SyncOp::MutexLock),
+        Just(SyncOp::MutexTryLock),
+        number().prop_map(|holder| SyncOp::MutexUnlock { holder }),
+        Just(SyncOp::ReadLock),
+        Just(SyncOp::ReadTryLock),
+        number().prop_map(|holder| SyncOp::ReadUnlock { holder }),
+        Just(SyncOp::WriteLock),
+        Just(SyncOp::WriteTryLock),
+        number().prop_map(|holder| SyncOp::WriteUnlock { holder }),
+        any::<u32>().prop_map(|parties| SyncOp::BarrierWait { parties }),
+        value().prop_map(|delta| SyncOp::CounterAdd { delta }),
+        Just(SyncOp::CounterGet),
+        value().prop_map(|value| SyncOp::CounterSet { value }),
+        (value(), value()).prop_map(|(expected, new)| SyncOp::CompareExchange { expected, new }),
+        number().prop_map(|waiter| SyncOp::Cancel { waiter }),
+    ]
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![Just(Kind::Mutex), Just(Kind::RwLock), Just(Kind::Barrier), Just(Kind::Counter)]
+}
+
+fn outcome() -> impl Strategy<Value = Outcome> {
+    prop_oneof![
+        Just(Outcome::Granted),
+        Just(Outcome::Busy),
+        Just(Outcome::Unlocked),
+        any::<u32>().prop_map(|index| Outcome::Passed { index }),
+        any::<i64>().prop_map(Outcome::Value),
+        (any::<bool>(), any::<i64>())
+            .prop_map(|(done, before)| Outcome::Exchanged { done, before }),
+        Just(Outcome::Cancelled),
+        Just(Outcome::NotWaiting),
+    ]
+}
+
+fn error() -> impl Strategy<Value = SyncError> {
+    let number = any::<u32>;
+    prop_oneof![
+        (kind(), kind()).prop_map(|(found, wanted)| SyncError::KindMismatch { found, wanted }),
+        Just(SyncError::NotHolder),
+        (number(), number())
+            .prop_map(|(expected, got)| SyncError::PartiesMismatch { expected, got }),
+        (number(), number()).prop_map(|(got, max)| SyncError::PartiesOutOfRange { got, max }),
+        number().prop_map(|limit| SyncError::TooManyObjects { limit }),
+        number().prop_map(|limit| SyncError::QueueFull { limit }),
+        number().prop_map(|limit| SyncError::TooManyTickets { limit }),
+        Just(SyncError::DuplicateTicket),
+        node().prop_map(|node| SyncError::PeerLost { node }),
+    ]
+}
+
+fn message() -> impl Strategy<Value = ControlMessage> {
+    prop_oneof![
+        member().prop_map(ControlMessage::Member),
+        region().prop_map(ControlMessage::Region),
+        (any::<u64>(), "[a-zä]{1,100}", op()).prop_map(|(ticket, name, op)| {
+            let name = SyncName::new(&name).unwrap();
+            ControlMessage::SyncRequest(SyncRequest { ticket, name, op })
+        }),
+        (any::<u64>(), prop_oneof![outcome().prop_map(Ok), error().prop_map(Err)])
+            .prop_map(|(ticket, result)| ControlMessage::SyncReply(SyncReply { ticket, result })),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn a_message_survives_its_bytes(message in message()) {
+        let bytes = message.encode();
+        prop_assert!(bytes.len() <= CONTROL_BODY_BYTES_MAX);
+        prop_assert_eq!(ControlMessage::decode(&bytes), Ok(message));
+    }
+
+    #[test]
+    fn a_cut_message_and_one_with_more_behind_it_are_refused(
+        message in message(),
+        at in any::<prop::sample::Index>(),
+    ) {
+        let mut bytes = message.encode();
+        let cut = bytes[..at.index(bytes.len())].to_vec();
+        prop_assert!(ControlMessage::decode(&cut).is_err());
+        bytes.push(0);
+        prop_assert_eq!(ControlMessage::decode(&bytes), Err(DecodeError::Trailing(1)));
+    }
+
+    /// Bytes that decode are the only encoding of what they decode to.
+    #[test]
+    fn random_and_damaged_bytes_never_panic(
+        message in message(),
+        random in prop::collection::vec(any::<u8>(), 0..200),
+        at in any::<prop::sample::Index>(),
+        value in any::<u8>(),
+    ) {
+        let mut damaged = message.encode();
+        let index = at.index(damaged.len());
+        damaged[index] = value;
+        for bytes in [damaged, random] {
+            if let Ok(decoded) = ControlMessage::decode(&bytes) {
+                prop_assert_eq!(decoded.encode(), bytes);
+            }
+        }
+    }
+}
+
+#[test]
+fn bounds_of_texts_are_kept() {
+    let long = "ä".repeat(REASON_BYTES_MAX);
+    let sent = ControlMessage::Member(MemberMessage::Fatal { reason: long.clone() });
+    let Ok(ControlMessage::Member(MemberMessage::Fatal { reason })) =
+        ControlMessage::decode(&sent.encode())
+    else {
+        panic!("a long reason is cut, not refused");
+    };
+    assert_eq!(reason, long[..REASON_BYTES_MAX]);
+
+    for len in [0, NAME_BYTES_MAX + 1] {
+        let create = ControlMessage::Region(RegionMessage::Create {
+            ticket: 0,
+            region: None,
+            name: "a".repeat(len),
+            bytes: 4096,
+            overcommit: false,
+        });
+        let refused = Err(DecodeError::Length { field: "name", len });
+        assert_eq!(ControlMessage::decode(&create.encode()), refused);
+        assert!(SyncName::new(&"a".repeat(len)).is_err());
+    }
+}
