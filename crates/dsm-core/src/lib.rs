@@ -7,7 +7,9 @@
 
 pub mod pages;
 pub mod protocol;
+pub mod transport;
 pub mod types;
 pub mod uffd;
+pub mod wire;
 
 pub use types::{Access, Age, NodeId, NodeSet, PAGE_SIZE, Page, RegionId, ThreadId, Version};

@@ -1,0 +1,67 @@
+//! The system calls that a stream needs.
+
+use std::io::{self, IoSlice, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// A non-blocking byte stream to a peer.
+pub trait Socket: AsFd + Send {
+    /// Sends from `slices`, in order, and says how many bytes were taken.
+    ///
+    /// # Errors
+    /// `WouldBlock` where nothing can be taken now, and what else can befall a socket; never a
+    /// signal to the process.
+    fn send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Receives into `buffer` and says how many bytes; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` where nothing is there, and what else can befall a socket.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+}
+
+/// A connected Unix or TCP socket.
+#[derive(Debug)]
+pub struct Connection(socket2::Socket);
+
+impl Connection {
+    /// Takes over a connected stream socket: makes it non-blocking and, over TCP, turns Nagle's
+    /// delay off.
+    ///
+    /// # Errors
+    /// The socket refuses an option.
+    pub fn new(socket: impl Into<socket2::Socket>) -> io::Result<Self> {
+        let socket = socket.into();
+        socket.set_nonblocking(true)?;
+        if !socket.local_addr()?.is_unix() {
+            socket.set_tcp_nodelay(true)?;
+        }
+        Ok(Self(socket))
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Socket for Connection {
+    fn send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        // Without the flag, a peer that has gone would end the process with SIGPIPE.
+        retry(|| self.0.send_vectored_with_flags(slices, libc::MSG_NOSIGNAL))
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        retry(|| (&self.0).read(buffer))
+    }
+}
+
+/// Repeats a call that a signal interrupted.
+pub(super) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}

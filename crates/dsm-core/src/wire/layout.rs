@@ -1,0 +1,153 @@
+//! The fixed layouts. Reserved bytes are zero, and anything else in them is an error.
+
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Derives what a layout needs, and states its size where a reader can check it.
+macro_rules! layout {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal { $($field:ident : $type:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+        #[repr(C)]
+        pub(super) struct $name { $(pub(super) $field: $type),* }
+        const _: () = assert!(size_of::<$name>() == $bytes);
+    };
+}
+
+layout! {
+    /// Opens every frame.
+    RawHeader, 16 {
+        magic: U16,
+        kind: u8,
+        flags: u8,
+        region: U32,
+        body_len: U32,
+        payload_pages: U16,
+        reserved: U16,
+    }
+}
+
+layout! {
+    /// A request; its companions follow.
+    RawRequest, 48 {
+        page: U64,
+        have: U64,
+        owner_since: U64,
+        age_clock: U64,
+        via: U64,
+        seq: U32,
+        age_node: u8,
+        requester: u8,
+        flags: u8,
+        companions: u8,
+    }
+}
+
+/// [`RawRequest::flags`]: to write, not only to read.
+pub(super) const REQUEST_WRITE: u8 = 1 << 0;
+/// [`RawRequest::flags`]: the whole lease block.
+pub(super) const REQUEST_LEASE: u8 = 1 << 1;
+
+layout! {
+    /// A page wanted as well.
+    RawCompanion, 16 {
+        page: U64,
+        have: U64,
+    }
+}
+
+layout! {
+    /// A grant; its pages and then its waiters (requests) follow.
+    RawGrant, 16 {
+        lease_page: U64,
+        seq: U32,
+        pages: u8,
+        waiters: u8,
+        flags: u8,
+        reserved: u8,
+    }
+}
+
+/// [`RawGrant::flags`]: the lease block around `lease_page` goes to the receiver.
+pub(super) const GRANT_LEASE: u8 = 1 << 0;
+
+layout! {
+    /// One page of a grant.
+    RawPageGrant, 48 {
+        page: U64,
+        version: U64,
+        same_since: U64,
+        copyset: U64,
+        check: U64,
+        flags: u8,
+        migratory: u8,
+        reserved: [u8; 6],
+    }
+}
+
+/// [`RawPageGrant::flags`]: ownership, not only a copy.
+pub(super) const PAGE_OWNERSHIP: u8 = 1 << 0;
+/// [`RawPageGrant::flags`]: the bytes are in the payload.
+pub(super) const PAGE_DATA: u8 = 1 << 1;
+/// [`RawPageGrant::flags`]: `check` is meant.
+pub(super) const PAGE_CHECK: u8 = 1 << 2;
+
+layout! {
+    /// Asks a holder to drop its copy.
+    RawInvalidate, 32 {
+        page: U64,
+        version: U64,
+        age_clock: U64,
+        age_node: u8,
+        reserved: [u8; 7],
+    }
+}
+
+layout! {
+    /// Acknowledges an invalidation.
+    RawAck, 16 {
+        page: U64,
+        version: U64,
+    }
+}
+
+layout! {
+    /// Tells who owns a page.
+    RawHint, 24 {
+        page: U64,
+        owner_since: U64,
+        owner: u8,
+        reserved: [u8; 7],
+    }
+}
+
+layout! {
+    /// Who a node is and what it wants; the first bytes on every connection.
+    RawHello, 128 {
+        magic: [u8; 8],
+        protocol: U16,
+        node: u8,
+        nodes: u8,
+        workers: u8,
+        channel: u8,
+        to: u8,
+        reserved_a: u8,
+        cluster: [u8; 16],
+        epoch: U64,
+        incarnation: U64,
+        page_size: U32,
+        reserved_b: [u8; 76],
+    }
+}
+
+layout! {
+    /// The answer to a hello.
+    RawAnswer, 256 {
+        magic: [u8; 4],
+        code: u8,
+        reason_len: u8,
+        reserved: U16,
+        reason: [u8; 120],
+        hello: RawHello,
+    }
+}

@@ -1,0 +1,497 @@
+//! Round trips, refusals and golden sizes of the wire format.
+
+use proptest::collection::{btree_set, vec};
+use proptest::prelude::*;
+
+use super::*;
+use crate::protocol::{
+    Companion, Grant, Hint, Invalidate, InvalidateAck, Message, PageGrant, Request, Right,
+};
+use crate::types::{Access, Age, NODES_MAX, NodeId, NodeSet, PAGE_SIZE, Page, RegionId, Version};
+
+const LIMITS: Limits = Limits { nodes: 17, pages: 1 << 20 };
+const REGION: RegionId = RegionId(7);
+
+fn node() -> impl Strategy<Value = NodeId> {
+    (0..LIMITS.nodes).prop_map(|index| NodeId::new(index).unwrap())
+}
+
+fn nodes() -> impl Strategy<Value = NodeSet> {
+    (0u64..1 << LIMITS.nodes).prop_map(NodeSet::from_bits)
+}
+
+fn page() -> impl Strategy<Value = Page> {
+    (0..LIMITS.pages).prop_map(Page)
+}
+
+fn version() -> impl Strategy<Value = Version> {
+    prop_oneof![0..=Version::MAX.get(), Just(Version::MAX.get()), 0..3u64]
+        .prop_map(|number| Version::new(number).unwrap())
+}
+
+fn age() -> impl Strategy<Value = Age> {
+    (any::<u64>(), node()).prop_map(|(clock, node)| Age { clock, node })
+}
+
+fn waiter(page: impl Strategy<Value = Page>) -> impl Strategy<Value = Request> {
+    let access = prop_oneof![Just(Access::Read), Just(Access::Write)];
+    let fields = (page, access, node(), any::<u32>(), version(), age(), version(), nodes());
+    fields.prop_map(|(page, access, requester, seq, have, age, owner_since, via)| Request {
+        page,
+        access,
+        requester,
+        seq,
+        have,
+        age,
+        owner_since,
+        via,
+        lease: false,
+        companions: Vec::new(),
+    })
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    let companions = btree_set((0..LIMITS.pages).prop_map(Page), 0..=COMPANIONS_MAX);
+    (waiter(page()), any::<bool>(), companions, version()).prop_map(
+        |(mut request, lease, companions, have)| {
+            request.lease = lease;
+            request.companions = companions
+                .into_iter()
+                .filter(|&page| page != request.page)
+                .map(|page| Companion { page, have })
+                .collect();
+            request
+        },
+    )
+}
+
+fn right() -> impl Strategy<Value = Right> {
+    let ownership = (version(), nodes(), 0..=3u8).prop_map(|(same_since, copyset, migratory)| {
+        Right::Ownership { same_since, copyset, migratory }
+    });
+    prop_oneof![Just(Right::Copy), ownership]
+}
+
+fn page_grant() -> impl Strategy<Value = PageGrant> {
+    (page(), version(), right(), any::<bool>(), any::<Option<u64>>()).prop_map(
+        |(page, version, mut right, data, check)| {
+            if let Right::Ownership { same_since, .. } = &mut right {
+                *same_since = version.min(*same_since);
+            }
+            PageGrant { page, version, right, data, check }
+        },
+    )
+}
+
+fn grant() -> impl Strategy<Value = Grant> {
+    let pages = vec(page_grant(), 1..=PAYLOAD_PAGES_MAX);
+    let waiters = vec(waiter(page()), 0..=WAITERS_MAX);
+    (any::<u32>(), pages, proptest::option::weighted(0.2, page()), waiters).prop_map(
+        |(seq, mut pages, lease, mut waiters)| {
+            let first = pages[0].page;
+            waiters.iter_mut().for_each(|waiter| waiter.page = first);
+            let mut seen = Vec::new();
+            pages.retain(|grant| {
+                let new = lease.is_none() && !seen.contains(&grant.page);
+                seen.push(grant.page);
+                new
+            });
+            if pages.is_empty() {
+                waiters.clear();
+            }
+            if seq % 11 == 0 {
+                pages.clear();
+                waiters.clear();
+            }
+            Grant { seq, pages, lease, waiters }
+        },
+    )
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    prop_oneof![
+        3 => request().prop_map(Message::Request),
+        4 => grant().prop_map(Message::Grant),
+        1 => (page(), version(), age())
+            .prop_map(|(page, version, age)| Message::Invalidate(Invalidate { page, version, age })),
+        1 => (page(), version())
+            .prop_map(|(page, version)| Message::InvalidateAck(InvalidateAck { page, version })),
+        1 => (page(), node(), version())
+            .prop_map(|(page, owner, owner_since)| Message::Hint(Hint { page, owner, owner_since })),
+    ]
+}
+
+fn encoded(message: &Message) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode(message, REGION, &mut bytes);
+    bytes
+}
+
+/// Reads one frame without its payload; the body may be shorter or longer than announced.
+fn decoded(bytes: &[u8], limits: &Limits) -> Result<Message, WireError> {
+    let header = FrameHeader::parse_prefix(bytes)?.expect("a header");
+    decode(&header, &bytes[HEADER_LEN..], limits)
+}
+
+/// `message` with byte `at` of its body changed to `value`.
+fn patched(message: &Message, at: usize, value: u8) -> Result<Message, WireError> {
+    let mut bytes = encoded(message);
+    bytes[HEADER_LEN + at] = value;
+    decoded(&bytes, &LIMITS)
+}
+
+proptest! {
+    #[test]
+    fn a_message_survives_the_wire(message in message()) {
+        let bytes = encoded(&message);
+        let header = FrameHeader::parse_prefix(&bytes)?.unwrap();
+        prop_assert_eq!(header.region(), REGION);
+        prop_assert_eq!(HEADER_LEN + header.body_len(), bytes.len());
+        prop_assert_eq!(decoded(&bytes, &LIMITS)?, message);
+    }
+
+    #[test]
+    fn a_message_cut_anywhere_is_an_error(message in message()) {
+        let bytes = encoded(&message);
+        let header = FrameHeader::parse_prefix(&bytes)?.unwrap();
+        for end in HEADER_LEN..bytes.len() {
+            let body = &bytes[HEADER_LEN..end];
+            prop_assert!(decode(&header, body, &LIMITS).is_err());
+            // Also when the header announces the shorter body.
+            let announced = FrameHeader::new(
+                header.kind(), header.region(), body.len(), header.payload_pages(),
+            )?;
+            prop_assert!(decode(&announced, body, &LIMITS).is_err());
+        }
+        for end in 0..HEADER_LEN {
+            prop_assert_eq!(FrameHeader::parse_prefix(&bytes[..end]), Ok(None));
+        }
+    }
+
+    #[test]
+    fn bytes_that_decode_are_the_only_encoding(
+        message in message(),
+        changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut bytes = encoded(&message);
+        for (at, value) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        if let Ok(Some(header)) = FrameHeader::parse_prefix(&bytes)
+            && let Ok(message) = decode(&header, &bytes[HEADER_LEN..], &LIMITS)
+        {
+            let mut again = Vec::new();
+            encode(&message, header.region(), &mut again);
+            prop_assert_eq!(again, bytes);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_message_or_an_error(
+        code in 1u8..6,
+        pages in 0usize..=1,
+        body in vec(any::<u8>(), 0..400),
+    ) {
+        let kind = Kind::from_code(code).unwrap();
+        if let Ok(header) = FrameHeader::new(kind, REGION, body.len(), pages) {
+            let _ = decode(&header, &body, &LIMITS);
+        }
+    }
+
+    #[test]
+    fn any_header_is_read_back_or_refused(bytes in any::<[u8; HEADER_LEN]>(), ours in any::<bool>()) {
+        let mut bytes = bytes;
+        if ours {
+            let good = FrameHeader::new(Kind::Hint, REGION, 16, 0)?.to_bytes();
+            bytes[..4].copy_from_slice(&good[..4]);
+            bytes[10..].copy_from_slice(&good[10..]);
+        }
+        if let Ok(header) = FrameHeader::parse(&bytes) {
+            prop_assert_eq!(header.to_bytes(), bytes);
+            prop_assert!(header.frame_len() <= FRAME_MAX);
+        }
+    }
+
+    #[test]
+    fn any_handshake_is_read_back_or_refused(
+        noise in vec(any::<u8>(), ANSWER_LEN),
+        changes in vec((0..ANSWER_LEN, any::<u8>()), 0..3),
+    ) {
+        let noise: [u8; ANSWER_LEN] = noise.try_into().unwrap();
+        prop_assert!(Answer::parse(&noise).is_err());
+        prop_assert!(Hello::parse(noise.first_chunk().unwrap()).is_err());
+        let refusal = Answer::Refusal(Refusal::new(RefusalCode::Epoch, "epoch 1, not 2"));
+        for answer in [Answer::Welcome(hello()), refusal] {
+            let mut bytes = answer.to_bytes();
+            changes.iter().for_each(|&(at, value)| bytes[at] = value);
+            if let Ok(answer) = Answer::parse(&bytes) {
+                prop_assert_eq!(answer.to_bytes(), bytes);
+            }
+        }
+    }
+}
+
+fn a_request() -> Request {
+    Request {
+        page: Page(5),
+        access: Access::Write,
+        requester: NodeId::new(1).unwrap(),
+        seq: 9,
+        have: Version::ZERO,
+        age: Age { clock: 3, node: NodeId::new(1).unwrap() },
+        owner_since: Version::ZERO,
+        via: NodeSet::EMPTY,
+        lease: false,
+        companions: Vec::new(),
+    }
+}
+
+fn a_page_grant(page: u64) -> PageGrant {
+    PageGrant {
+        page: Page(page),
+        version: Version::new(4).unwrap(),
+        right: Right::Ownership {
+            same_since: Version::new(4).unwrap(),
+            copyset: NodeSet::EMPTY,
+            migratory: 0,
+        },
+        data: true,
+        check: None,
+    }
+}
+
+fn a_grant() -> Grant {
+    Grant { seq: 9, pages: vec![a_page_grant(5)], lease: None, waiters: vec![a_request()] }
+}
+
+fn a_hint() -> Hint {
+    Hint { page: Page(1), owner: NodeId::new(2).unwrap(), owner_since: Version::ZERO }
+}
+
+#[test]
+fn the_largest_messages_fit() {
+    let limits = Limits { nodes: NODES_MAX, pages: 1 << 52 };
+    let pages = (0..PAYLOAD_PAGES_MAX as u64).map(|page| a_page_grant(page + 5)).collect();
+    let waiters = vec![a_request(); WAITERS_MAX];
+    let grant = Message::Grant(Grant { pages, waiters, ..a_grant() });
+    let bytes = encoded(&grant);
+    assert_eq!(bytes.len() - HEADER_LEN, 3856);
+    assert!(bytes.len() - HEADER_LEN <= BODY_MAX);
+    assert_eq!(decoded(&bytes, &limits), Ok(grant));
+    let header = FrameHeader::parse_prefix(&bytes).unwrap().unwrap();
+    assert_eq!(header.payload_len(), PAYLOAD_PAGES_MAX * PAGE_SIZE);
+
+    let companion = |page| Companion { page: Page(page), have: Version::MAX };
+    let companions = (100..100 + COMPANIONS_MAX as u64).map(companion).collect();
+    let request = Message::Request(Request { companions, ..a_request() });
+    assert_eq!(decoded(&encoded(&request), &limits), Ok(request));
+}
+
+#[test]
+fn headers_beyond_a_limit_are_refused() {
+    let beyond = |field| move |error: &WireError| matches!(error, WireError::Beyond { field: found, .. } if *found == field);
+    let new = |kind, body, pages| FrameHeader::new(kind, REGION, body, pages).unwrap_err();
+    assert!(beyond("body_len")(&new(Kind::Hint, BODY_MAX + 1, 0)));
+    assert!(beyond("payload_pages")(&new(Kind::Grant, 16, PAYLOAD_PAGES_MAX + 1)));
+    assert!(beyond("payload_pages")(&new(Kind::Hint, 16, 1)));
+    let control = Kind::Control(ControlKind::new(0x40).unwrap());
+    assert!(beyond("payload_pages")(&new(control, 16, 1)));
+
+    let good = FrameHeader::new(Kind::Grant, REGION, 16, 0).unwrap().to_bytes();
+    let patched = |at: usize, value: u8| {
+        let mut bytes = good;
+        bytes[at] = value;
+        FrameHeader::parse(&bytes).unwrap_err()
+    };
+    assert!(matches!(patched(0, 0), WireError::Magic { .. }));
+    for kind in [0x00, 0x06, 0x3f, 0x80, 0xff] {
+        assert_eq!(patched(2, kind), WireError::Kind { kind });
+    }
+    assert!(matches!(patched(3, 1), WireError::Reserved { .. }));
+    assert!(beyond("body_len")(&patched(11, 1)));
+    assert!(beyond("payload_pages")(&patched(13, 1)));
+    assert!(matches!(patched(14, 1), WireError::Reserved { .. }));
+}
+
+#[test]
+fn numbers_beyond_their_limit_are_refused() {
+    let request = Message::Request(a_request());
+    let grant = Message::Grant(a_grant());
+    let invalidate = Message::Invalidate(Invalidate {
+        page: Page(1),
+        version: Version::ZERO,
+        age: a_request().age,
+    });
+    let ack = Message::InvalidateAck(InvalidateAck { page: Page(1), version: Version::ZERO });
+    let hint = Message::Hint(a_hint());
+    // Message, offset in the body, value, field.
+    let cases: &[(&Message, usize, u8, &str)] = &[
+        (&request, 3, 1, "request.page"),
+        (&request, 14, 1, "request.have"),
+        (&request, 22, 1, "request.owner_since"),
+        (&request, 44, 17, "request.age_node"),
+        (&request, 45, 17, "request.requester"),
+        (&request, 45, 255, "request.requester"),
+        (&request, 47, 16, "companions"),
+        (&grant, 12, 17, "grant.pages"),
+        (&grant, 13, 65, "grant.waiters"),
+        (&grant, 16 + 3, 1, "page_grant.page"),
+        (&grant, 16 + 14, 1, "page_grant.version"),
+        (&grant, 16 + 16, 5, "page_grant.same_since"),
+        (&grant, 16 + 41, 4, "page_grant.migratory"),
+        (&grant, 64 + 47, 1, "waiter.companions"),
+        (&grant, 64 + 45, 17, "request.requester"),
+        (&invalidate, 3, 1, "invalidation.page"),
+        (&invalidate, 14, 1, "invalidation.version"),
+        (&invalidate, 24, 17, "invalidation.age_node"),
+        (&ack, 7, 1, "acknowledgement.page"),
+        (&ack, 15, 1, "acknowledgement.version"),
+        (&hint, 7, 1, "hint.page"),
+        (&hint, 15, 1, "hint.owner_since"),
+        (&hint, 16, 17, "hint.owner"),
+    ];
+    for &(message, at, value, expected) in cases {
+        match patched(message, at, value) {
+            Err(WireError::Beyond { field, .. }) => assert_eq!(field, expected),
+            other => panic!("{expected}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn bits_without_a_meaning_are_refused() {
+    let request = Message::Request(a_request());
+    let grant = Message::Grant(a_grant());
+    let copy = PageGrant { right: Right::Copy, data: true, ..a_page_grant(5) };
+    let copy = Message::Grant(Grant { pages: vec![copy], ..a_grant() });
+    let invalidate = Message::Invalidate(Invalidate {
+        page: Page(1),
+        version: Version::ZERO,
+        age: a_request().age,
+    });
+    let hint = Message::Hint(a_hint());
+    let cases: &[(&Message, usize, u8, &str)] = &[
+        (&request, 46, 4, "request.flags"),
+        (&request, 32 + 2, 2, "request.via"),
+        (&grant, 0, 1, "grant.lease_page"),
+        (&grant, 14, 2, "grant.flags"),
+        (&grant, 15, 1, "grant"),
+        (&grant, 16 + 24 + 2, 2, "page_grant.copyset"),
+        (&grant, 16 + 32, 1, "page_grant.check"),
+        (&grant, 16 + 40, 8, "page_grant.flags"),
+        (&grant, 16 + 47, 1, "page_grant"),
+        (&copy, 16 + 16, 1, "page_grant.same_since"),
+        (&copy, 16 + 24, 1, "page_grant.copyset"),
+        (&copy, 16 + 41, 1, "page_grant.migratory"),
+        (&invalidate, 25, 1, "invalidation"),
+        (&invalidate, 31, 1, "invalidation"),
+        (&hint, 17, 1, "hint"),
+        (&hint, 23, 1, "hint"),
+    ];
+    for &(message, at, value, expected) in cases {
+        match patched(message, at, value) {
+            Err(WireError::Reserved { field, .. }) => assert_eq!(field, expected),
+            other => panic!("{expected}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn messages_that_contradict_themselves_are_refused() {
+    let companion = |page| Companion { page: Page(page), have: Version::ZERO };
+    let request = |companions| Message::Request(Request { companions, ..a_request() });
+    let waiting = |waiter| Message::Grant(Grant { waiters: vec![waiter], ..a_grant() });
+    let lease = Some(Page(5));
+    let other = Request { page: Page(6), ..a_request() };
+    for (message, expected) in [
+        (request(vec![companion(5)]), "its own companion"),
+        (request(vec![companion(7), companion(7)]), "ascend"),
+        (request(vec![companion(8), companion(7)]), "ascend"),
+        (Message::Grant(Grant { lease, ..a_grant() }), "both"),
+        (Message::Grant(Grant { pages: vec![], ..a_grant() }), "another page"),
+        (
+            Message::Grant(Grant { pages: vec![a_page_grant(5), a_page_grant(5)], ..a_grant() }),
+            "twice",
+        ),
+        (waiting(other), "another page"),
+        (Message::Grant(Grant { pages: vec![], lease, ..a_grant() }), "another page"),
+    ] {
+        match decoded(&encoded(&message), &LIMITS) {
+            Err(WireError::Contradiction { what, .. }) => assert!(what.contains(expected)),
+            other => panic!("{expected}: {other:?}"),
+        }
+    }
+    assert!(matches!(
+        patched(&Message::Grant(a_grant()), 64 + 46, 3),
+        Err(WireError::Contradiction { what: "a waiter asks for a lease", .. })
+    ));
+    let bytes = encoded(&Message::Grant(a_grant()));
+    let header = FrameHeader::new(Kind::Grant, REGION, bytes.len() - HEADER_LEN, 2).unwrap();
+    assert_eq!(
+        decode(&header, &bytes[HEADER_LEN..], &LIMITS),
+        Err(WireError::Payload { found: 2, expected: 1 })
+    );
+}
+
+#[test]
+fn a_waiter_travels_without_companions_and_lease() {
+    let companions = vec![Companion { page: Page(9), have: Version::ZERO }];
+    let waiter = Request { lease: true, companions, ..a_request() };
+    let grant = Message::Grant(Grant { waiters: vec![waiter], ..a_grant() });
+    assert_eq!(decoded(&encoded(&grant), &LIMITS), Ok(Message::Grant(a_grant())));
+}
+
+#[test]
+fn control_messages_are_opaque_and_bounded() {
+    let kind = ControlKind::new(0x40).unwrap();
+    let mut bytes = Vec::new();
+    encode_control(kind, REGION, b"anything", &mut bytes).unwrap();
+    let header = FrameHeader::parse_prefix(&bytes).unwrap().unwrap();
+    assert_eq!((header.kind(), &bytes[HEADER_LEN..]), (Kind::Control(kind), &b"anything"[..]));
+    let refused = decode(&header, &bytes[HEADER_LEN..], &LIMITS);
+    assert_eq!(refused, Err(WireError::NotAPageMessage { kind: 0x40 }));
+
+    let before = bytes.clone();
+    assert!(encode_control(kind, REGION, &[0; BODY_MAX + 1], &mut bytes).is_err());
+    assert_eq!(bytes, before);
+    assert!(encode_control(kind, REGION, &[0; BODY_MAX], &mut bytes).is_ok());
+    assert!(ControlKind::new(0x3f).is_none() && ControlKind::new(0x80).is_none());
+}
+
+fn hello() -> Hello {
+    Hello {
+        from: Identity {
+            cluster: ClusterId(*b"0123456789abcdef"),
+            epoch: 3,
+            node: NodeId::new(1).unwrap(),
+            nodes: 3,
+            workers: 2,
+            incarnation: Incarnation(77),
+        },
+        to: NodeId::new(2).unwrap(),
+        channel: Channel::Worker(1),
+    }
+}
+
+#[test]
+fn a_long_or_rude_reason_is_cut_and_cleaned() {
+    let reason = format!("\x1b[31m{}", "ä".repeat(100));
+    let answer = Answer::Refusal(Refusal::new(RefusalCode::NotAdmitted, reason));
+    let Ok(Answer::Refusal(refusal)) = Answer::parse(&answer.to_bytes()) else {
+        panic!("a refusal");
+    };
+    assert_eq!(refusal.code, RefusalCode::NotAdmitted);
+    assert!(refusal.reason.starts_with(" [31mä") && refusal.reason.len() <= REASON_MAX);
+
+    let mut bytes = answer.to_bytes();
+    bytes[8] = 0x1b;
+    assert_eq!(Answer::parse(&bytes).unwrap_err().code, RefusalCode::Malformed);
+}
+
+#[test]
+fn reasons_with_both_values_fit() {
+    let local = Identity { cluster: ClusterId([0xff; 16]), ..hello().from };
+    let refusal = hello().check(&local).unwrap_err();
+    assert!(refusal.reason.len() <= REASON_MAX, "{}", refusal.reason);
+}
