@@ -1,0 +1,141 @@
+//! The fuzzers' seeds are also what the format must never silently stop to be: one valid message of
+//! each sort, as bytes in the repository. After an intended change of the format (and of
+//! `PROTOCOL_VERSION`), run this test once with `GIANTVM_WRITE_CORPUS=1`.
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use dsm_core::protocol::{
+    Companion, Grant, Hint, Invalidate, InvalidateAck, Message, PageGrant, Request, Right,
+};
+use dsm_core::wire::{
+    Answer, Channel, ClusterId, ControlKind, Hello, Identity, Incarnation, Refusal, RefusalCode,
+    encode, encode_control,
+};
+use dsm_core::{Access, Age, NodeId, NodeSet, PAGE_SIZE, Page, RegionId, Version};
+
+fn node(index: usize) -> NodeId {
+    NodeId::new(index).unwrap()
+}
+
+fn version(number: u64) -> Version {
+    Version::new(number).unwrap()
+}
+
+fn request() -> Request {
+    Request {
+        page: Page(0x1234),
+        access: Access::Write,
+        requester: node(3),
+        seq: 0x0102_0304,
+        have: version(41),
+        age: Age { clock: 0x1122_3344_5566_7788, node: node(5) },
+        owner_since: version(40),
+        via: NodeSet::from_bits(0b1010),
+        lease: false,
+        companions: Vec::new(),
+    }
+}
+
+fn page_grant(page: u64, right: Right, data: bool, check: Option<u64>) -> PageGrant {
+    PageGrant { page: Page(page), version: version(42), right, data, check }
+}
+
+fn ownership() -> Right {
+    Right::Ownership {
+        same_since: version(41),
+        copyset: NodeSet::from_bits(0xf000_0000_0000_0001),
+        migratory: 2,
+    }
+}
+
+fn messages() -> Vec<(&'static str, Message)> {
+    let companion = |page, have| Companion { page: Page(page), have: version(have) };
+    let companions = vec![companion(7, 0), companion(0xf_ffff, 99)];
+    let read = Request { access: Access::Read, lease: true, companions, ..request() };
+    let pages = vec![
+        page_grant(0x1234, ownership(), true, None),
+        page_grant(8, Right::Copy, true, None),
+        page_grant(9, ownership(), false, Some(0xabcd)),
+    ];
+    let waiters = vec![request(), Request { access: Access::Read, ..request() }];
+    let lease = Grant { seq: 5, pages: vec![], lease: Some(Page(512)), waiters: vec![] };
+    let nothing = Grant { seq: 6, pages: vec![], lease: None, waiters: vec![] };
+    let page = Page(0x1234);
+    vec![
+        ("request", Message::Request(request())),
+        ("request-companions", Message::Request(read)),
+        ("grant", Message::Grant(Grant { seq: 0x0102_0304, pages, lease: None, waiters })),
+        ("grant-lease", Message::Grant(lease)),
+        (
+            "invalidate",
+            Message::Invalidate(Invalidate { page, version: version(43), age: request().age }),
+        ),
+        ("ack", Message::InvalidateAck(InvalidateAck { page, version: version(43) })),
+        ("hint", Message::Hint(Hint { page, owner: node(6), owner_since: version(43) })),
+        ("grant-nothing", Message::Grant(nothing)),
+    ]
+}
+
+fn hello() -> Hello {
+    Hello {
+        from: Identity {
+            cluster: ClusterId([0x11; 16]),
+            epoch: 3,
+            node: node(1),
+            nodes: 4,
+            workers: 2,
+            incarnation: Incarnation(0x0123_4567_89ab_cdef),
+        },
+        to: node(2),
+        channel: Channel::Worker(1),
+    }
+}
+
+/// Every seed by its path below the corpus.
+fn seeds() -> BTreeMap<String, Vec<u8>> {
+    let mut seeds = BTreeMap::new();
+    let mut stream = vec![0, 99];
+    for (name, message) in messages() {
+        // The fuzzer's first byte is the number of nodes, less one.
+        let mut bytes = vec![63];
+        encode(&message, RegionId(0x0a0b_0c0d), &mut bytes);
+        stream.extend_from_slice(&bytes[1..]);
+        if let Message::Grant(grant) = &message {
+            let pages = grant.pages.iter().filter(|page| page.data).count();
+            stream.resize(stream.len() + pages * PAGE_SIZE, 0x5a);
+        }
+        seeds.insert(format!("decode/seed-{name}"), bytes);
+    }
+    let kind = ControlKind::new(0x40).unwrap();
+    encode_control(kind, RegionId(0), b"control", &mut stream).unwrap();
+    seeds.insert("stream/seed-frames".into(), stream);
+
+    let control = Hello { channel: Channel::Control, ..hello() };
+    let refusal = Refusal::new(RefusalCode::Epoch, "membership epoch 4 does not match epoch 3");
+    let mut add = |name: &str, start: &[u8], bytes: &[u8]| {
+        seeds.insert(format!("stream/seed-{name}"), [start, bytes].concat());
+    };
+    add("hello", &[1, 50], &hello().to_bytes());
+    add("hello-control", &[1, 255], &control.to_bytes());
+    add("welcome", &[2, 0], &Answer::Welcome(hello()).to_bytes());
+    add("refusal", &[2, 0], &Answer::Refusal(refusal).to_bytes());
+    seeds
+}
+
+#[test]
+fn the_format_is_the_one_in_the_corpus() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let write = std::env::var_os("GIANTVM_WRITE_CORPUS").is_some();
+    for (name, bytes) in seeds() {
+        let path = corpus.join(name);
+        if write {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, &bytes).unwrap();
+        }
+        let found = fs::read(&path).unwrap_or_default();
+        assert!(found == bytes, "{}: the wire format has changed", path.display());
+    }
+}
