@@ -5,6 +5,7 @@
 //! The protocol itself is a pure state machine; the model checker, the simulator and the product
 //! run the same code.
 
+pub mod engine;
 pub mod pages;
 pub mod protocol;
 pub mod transport;

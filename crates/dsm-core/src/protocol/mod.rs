@@ -168,7 +168,6 @@ pub enum Violation {
     },
 }
 
-
 /// One region at one node, or the part of it that one worker serves.
 #[derive(Clone)]
 pub struct Protocol {

@@ -1,0 +1,42 @@
+//! What other threads ask of a worker.
+
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use crate::pages::RegionMemory;
+use crate::protocol::Settings;
+use crate::transport::Transport;
+use crate::types::{Access, NodeId, Page, RegionId, ThreadId};
+
+use super::handle::HoldError;
+use super::stats::RegionStats;
+
+/// Sends the answer; whoever asked may be gone.
+pub(super) type Reply<T> = SyncSender<T>;
+
+/// A request to hold pages of one worker's stripe.
+pub(super) struct HoldRequest {
+    pub(super) id: ThreadId,
+    pub(super) pages: Vec<Page>,
+    pub(super) access: Access,
+    /// When to give up gathering.
+    pub(super) deadline: Instant,
+    /// How long the pages are kept at most.
+    pub(super) keep_max: Duration,
+}
+
+/// What a worker can be told.
+pub(super) enum Command {
+    Attach { peer: NodeId, transport: Box<dyn Transport> },
+    Detach { peer: NodeId },
+    Open { region: RegionId, memory: Arc<RegionMemory>, settings: Box<Settings>, reply: Reply<()> },
+    Close { region: RegionId, reply: Reply<()> },
+    End { reply: Reply<()> },
+    Hold { region: RegionId, hold: HoldRequest, reply: Reply<Result<(), HoldError>> },
+    Release { region: RegionId, id: ThreadId },
+    Prefetch { region: RegionId, pages: Vec<Page> },
+    FaultAround { region: RegionId, on: bool },
+    Stats { region: RegionId, reply: Reply<RegionStats> },
+    Stop,
+}

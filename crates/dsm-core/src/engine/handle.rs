@@ -1,0 +1,451 @@
+//! The engine as the rest of the node sees it.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::pages::RegionMemory;
+use crate::protocol::{Features, Homes, LEASE_PAGES, Settings};
+use crate::transport::Transport;
+use crate::types::{Access, NodeId, Page, RegionId, ThreadId};
+
+use super::command::{Command, HoldRequest};
+use super::stats::RegionStats;
+use super::wait::WaitMode;
+use super::worker::{Wake, Worker};
+
+/// What an engine is told at its start.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// This node.
+    pub me: NodeId,
+    /// Nodes in the cluster.
+    pub nodes: usize,
+    /// Worker threads; the same number on every node.
+    pub workers: usize,
+    /// How workers wait.
+    pub wait: WaitMode,
+    /// Most holds at a time.
+    pub holds_max: u32,
+    /// Most pages of one hold.
+    pub hold_pages_max: u64,
+    /// Longest time a hold is kept.
+    pub hold_keep_max: Duration,
+}
+
+impl EngineConfig {
+    /// The defaults for node `me` of `nodes`: one worker that waits adaptively; 64 holds of 64 MiB
+    /// for 10 seconds.
+    pub fn new(me: NodeId, nodes: usize) -> Self {
+        Self {
+            me,
+            nodes,
+            workers: 1,
+            wait: WaitMode::default(),
+            holds_max: 64,
+            hold_pages_max: 16 * 1024,
+            hold_keep_max: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A region to serve.
+#[derive(Clone)]
+pub struct RegionSpec {
+    /// Its number, the same on every node.
+    pub region: RegionId,
+    /// Its memory, with at most one stripe a worker.
+    pub memory: Arc<RegionMemory>,
+    /// The nodes' shares of it, in any unit.
+    pub shares: Vec<u64>,
+    /// Switches of the protocol.
+    pub features: Features,
+}
+
+/// What a worker reports; called on the worker's thread, so it must not block.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum EngineEvent {
+    /// The connection to a peer is of no use any more.
+    LinkFailed {
+        /// The peer.
+        peer: NodeId,
+        /// What happened.
+        reason: String,
+    },
+    /// The kernel refused an operation on a region's memory; the region cannot go on.
+    MemoryFailed {
+        /// The region.
+        region: RegionId,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// Why the engine did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A worker could not be started.
+    #[error("can't start a worker thread")]
+    Start(#[source] io::Error),
+    /// The region's memory has more stripes than the engine has workers.
+    #[error("the region's memory has {stripes} stripes, but this node has {workers} workers")]
+    Stripes {
+        /// Stripes of the memory.
+        stripes: usize,
+        /// Workers of the engine.
+        workers: usize,
+    },
+    /// The engine has been stopped.
+    #[error("this node has been closed")]
+    Stopped,
+}
+
+/// Why pages are not held.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum HoldError {
+    /// The pages did not come in time.
+    #[error("the pages could not be gathered in time; another hold or a busy page keeps them")]
+    TimedOut,
+    /// The region has ended, because a node was lost.
+    #[error("the region has ended because a node was lost")]
+    Ended,
+    /// More pages or holds than allowed.
+    #[error("{what}: {asked} asked for, {most} allowed")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// How much was asked for.
+        asked: u64,
+        /// How much is allowed.
+        most: u64,
+    },
+    /// The range is not in the region.
+    #[error("pages {start}..{end} are not in the region of {pages} pages")]
+    OutOfRange {
+        /// First page.
+        start: u64,
+        /// Page after the last.
+        end: u64,
+        /// Pages in the region.
+        pages: u64,
+    },
+    /// The engine has been stopped, or does not serve the region.
+    #[error("this node does not serve the region any more")]
+    Stopped,
+}
+
+/// Hold numbers share the space of thread ids, above every real one.
+const HOLD_IDS: u32 = 1 << 31;
+
+/// Extra time that a command's answer may take beyond its own time limit, before the worker counts
+/// as gone. Reached only if a worker thread has died.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
+
+struct WorkerHandle {
+    commands: Sender<Command>,
+    wake: Arc<Wake>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl WorkerHandle {
+    fn tell(&self, command: Command) -> Result<(), EngineError> {
+        self.commands.send(command).map_err(|_| EngineError::Stopped)?;
+        self.wake.signal();
+        Ok(())
+    }
+}
+
+/// The workers of one node. Dropping it stops them.
+pub struct Engine {
+    config: EngineConfig,
+    workers: Vec<WorkerHandle>,
+    regions: Mutex<HashMap<RegionId, Arc<RegionMemory>>>,
+    holds: AtomicU32,
+    last_hold: AtomicU32,
+}
+
+/// Pages kept at this node; released when dropped.
+pub struct Hold<'e> {
+    engine: &'e Engine,
+    region: RegionId,
+    id: ThreadId,
+}
+
+impl Hold<'_> {
+    /// Forgets the guard without releasing the hold; its number goes to [`Engine::release`] later.
+    pub fn into_id(self) -> ThreadId {
+        let id = self.id;
+        std::mem::forget(self);
+        id
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.engine.release(self.region, self.id);
+    }
+}
+
+impl Engine {
+    /// Starts the workers. `events` is called on their threads.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Start`] if the kernel refuses a thread, an epoll or an eventfd.
+    pub fn start(
+        config: EngineConfig,
+        events: impl Fn(EngineEvent) + Send + Sync + 'static,
+    ) -> Result<Self, EngineError> {
+        let events: Arc<dyn Fn(EngineEvent) + Send + Sync> = Arc::new(events);
+        let mut workers = Vec::new();
+        for index in 0..config.workers.max(1) {
+            let (commands, receiver) = mpsc::channel();
+            let wake = Arc::new(Wake::new().map_err(EngineError::Start)?);
+            let worker =
+                Worker::new(index, config, receiver, Arc::clone(&wake), Arc::clone(&events))
+                    .map_err(EngineError::Start)?;
+            let thread = std::thread::Builder::new()
+                .name(format!("gvm-dsm-{index}"))
+                .spawn(move || worker.run())
+                .map_err(EngineError::Start)?;
+            workers.push(WorkerHandle { commands, wake, thread: Some(thread) });
+        }
+        Ok(Self {
+            config,
+            workers,
+            regions: Mutex::default(),
+            holds: AtomicU32::new(0),
+            last_hold: AtomicU32::new(0),
+        })
+    }
+
+    /// The configuration it was started with.
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// Gives worker `worker` its connection to `peer`, in place of an earlier one.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Stopped`].
+    pub fn attach(
+        &self,
+        worker: usize,
+        peer: NodeId,
+        transport: Box<dyn Transport>,
+    ) -> Result<(), EngineError> {
+        let worker = self.workers.get(worker).ok_or(EngineError::Stopped)?;
+        worker.tell(Command::Attach { peer, transport })
+    }
+
+    /// Closes the connections to `peer`.
+    pub fn detach(&self, peer: NodeId) {
+        for worker in &self.workers {
+            let _ = worker.tell(Command::Detach { peer });
+        }
+    }
+
+    /// Serves a region from now on: its faults and its messages.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Stripes`], [`EngineError::Stopped`].
+    pub fn open(&self, spec: &RegionSpec) -> Result<(), EngineError> {
+        let (stripes, workers) = (spec.memory.stripes().len(), self.workers.len());
+        if stripes > workers {
+            return Err(EngineError::Stripes { stripes, workers });
+        }
+        let pages = spec.memory.pages();
+        let settings = Settings {
+            me: self.config.me,
+            nodes: self.config.nodes,
+            pages,
+            lease_pages: LEASE_PAGES,
+            homes: Homes::spread(pages, LEASE_PAGES, &spec.shares),
+            features: spec.features,
+            #[cfg(feature = "mutations")]
+            mutation: None,
+        };
+        self.regions_mut().insert(spec.region, Arc::clone(&spec.memory));
+        self.ask_all(|reply| Command::Open {
+            region: spec.region,
+            memory: Arc::clone(&spec.memory),
+            settings: Box::new(settings.clone()),
+            reply,
+        })?;
+        Ok(())
+    }
+
+    /// Stops serving a region. Threads that wait for its pages go on waiting: the caller sees to it
+    /// that there are none.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Stopped`].
+    pub fn close(&self, region: RegionId) -> Result<(), EngineError> {
+        self.regions_mut().remove(&region);
+        self.ask_all(|reply| Command::Close { region, reply })?;
+        Ok(())
+    }
+
+    /// Ends all regions, because a node was lost: who waits for a page, or touches one that this
+    /// node cannot vouch for, gets SIGBUS (system calls: `EFAULT`). Returns when it is in force.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Stopped`].
+    pub fn end(&self) -> Result<(), EngineError> {
+        self.ask_all(|reply| Command::End { reply }).map(drop)
+    }
+
+    /// Fetches pages for `access` and keeps them until the guard is dropped, or the time that a
+    /// hold may last is over. Gathering takes `timeout` at most.
+    ///
+    /// # Errors
+    ///
+    /// [`HoldError`]; nothing is held then.
+    pub fn hold(
+        &self,
+        region: RegionId,
+        pages: Range<Page>,
+        access: Access,
+        timeout: Duration,
+    ) -> Result<Hold<'_>, HoldError> {
+        let memory = self.regions_mut().get(&region).cloned().ok_or(HoldError::Stopped)?;
+        self.check_hold(&memory, &pages)?;
+        let id = ThreadId(HOLD_IDS | self.last_hold.fetch_add(1, Ordering::Relaxed));
+        // From here on the guard gives everything back.
+        let hold = Hold { engine: self, region, id };
+        let deadline = Instant::now() + timeout;
+        let mut replies = Vec::new();
+        for (index, worker) in self.workers.iter().enumerate() {
+            let stripe = memory.stripe_pages(index);
+            let pages = pages.start.max(stripe.start).0..pages.end.min(stripe.end).0;
+            if pages.is_empty() {
+                continue;
+            }
+            let request = HoldRequest {
+                id,
+                pages: pages.map(Page).collect(),
+                access,
+                deadline,
+                keep_max: self.config.hold_keep_max,
+            };
+            let (reply, answer) = mpsc::sync_channel(1);
+            let command = Command::Hold { region, hold: request, reply };
+            worker.tell(command).map_err(|_| HoldError::Stopped)?;
+            replies.push(answer);
+        }
+        for answer in replies {
+            match answer.recv_timeout(timeout + ANSWER_MAX) {
+                Ok(result) => result?,
+                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => {
+                    return Err(HoldError::Stopped);
+                }
+            }
+        }
+        Ok(hold)
+    }
+
+    fn check_hold(&self, memory: &RegionMemory, pages: &Range<Page>) -> Result<(), HoldError> {
+        let (start, end) = (pages.start.0, pages.end.0);
+        if start >= end || end > memory.pages() {
+            // Nothing was counted yet, and the guard does not exist.
+            return Err(HoldError::OutOfRange { start, end, pages: memory.pages() });
+        }
+        if end - start > self.config.hold_pages_max {
+            let most = self.config.hold_pages_max;
+            return Err(HoldError::TooMany { what: "pages in one hold", asked: end - start, most });
+        }
+        let held = self.holds.fetch_add(1, Ordering::Relaxed);
+        if held >= self.config.holds_max {
+            self.holds.fetch_sub(1, Ordering::Relaxed);
+            let (asked, most) = (u64::from(held) + 1, u64::from(self.config.holds_max));
+            return Err(HoldError::TooMany { what: "holds at a time", asked, most });
+        }
+        Ok(())
+    }
+
+    /// Gives back a hold by its number ([`Hold::into_id`]); once.
+    pub fn release(&self, region: RegionId, id: ThreadId) {
+        self.holds.fetch_sub(1, Ordering::Relaxed);
+        for worker in &self.workers {
+            let _ = worker.tell(Command::Release { region, id });
+        }
+    }
+
+    /// Asks for copies of pages that are not here, without waiting for them.
+    pub fn prefetch(&self, region: RegionId, pages: Range<Page>) {
+        let Some(memory) = self.regions_mut().get(&region).cloned() else { return };
+        for (index, worker) in self.workers.iter().enumerate() {
+            let stripe = memory.stripe_pages(index);
+            let pages = pages.start.max(stripe.start).0..pages.end.min(stripe.end).0;
+            if !pages.is_empty() {
+                let pages = pages.map(Page).collect();
+                let _ = worker.tell(Command::Prefetch { region, pages });
+            }
+        }
+    }
+
+    /// Switches fault-around for a region.
+    pub fn set_fault_around(&self, region: RegionId, on: bool) {
+        for worker in &self.workers {
+            let _ = worker.tell(Command::FaultAround { region, on });
+        }
+    }
+
+    /// What the region's memory did on this node.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Stopped`].
+    pub fn stats(&self, region: RegionId) -> Result<RegionStats, EngineError> {
+        let mut stats = RegionStats::default();
+        for part in self.ask_all(|reply| Command::Stats { region, reply })? {
+            stats.merge(&part);
+        }
+        Ok(stats)
+    }
+
+    fn ask_all<T>(
+        &self,
+        mut command: impl FnMut(mpsc::SyncSender<T>) -> Command,
+    ) -> Result<Vec<T>, EngineError> {
+        let mut answers: Vec<Receiver<T>> = Vec::new();
+        for worker in &self.workers {
+            let (reply, answer) = mpsc::sync_channel(1);
+            worker.tell(command(reply))?;
+            answers.push(answer);
+        }
+        answers
+            .into_iter()
+            .map(|answer| answer.recv_timeout(ANSWER_MAX).map_err(|_| EngineError::Stopped))
+            .collect()
+    }
+
+    fn regions_mut(&self) -> std::sync::MutexGuard<'_, HashMap<RegionId, Arc<RegionMemory>>> {
+        // Nothing panics while the lock is held; were it so, the map would still be whole.
+        self.regions.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for worker in &self.workers {
+            let _ = worker.tell(Command::Stop);
+        }
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take()
+                && thread.join().is_err()
+            {
+                log::error!("a worker thread has panicked");
+            }
+        }
+    }
+}

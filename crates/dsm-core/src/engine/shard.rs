@@ -1,0 +1,400 @@
+//! One region as one worker sees it: the protocol machine, the memory, and what ties them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::pages::{MemoryError, RegionMemory, ZERO_PAGE_FINGERPRINT};
+use crate::protocol::{Effects, Message, PageState, Protocol, Settings, Violation};
+use crate::types::{Access, NodeId, PAGE_SIZE, Page, RegionId, ThreadId};
+use crate::uffd::Fault;
+
+use super::command::{HoldRequest, Reply};
+use super::handle::HoldError;
+use super::stats::{Contended, FaultKind, Latency, RegionStats};
+use super::watch::{Progress, Watch};
+
+/// A message on its way to a peer, and the pages whose frames go with it.
+///
+/// The bytes may be read as late as the peer's transport likes: a frame that was sent cannot change
+/// before the receiver has it, since whoever changes it needs the receiver's answer first.
+pub(super) struct Outgoing {
+    pub(super) to: NodeId,
+    pub(super) region: RegionId,
+    pub(super) message: Message,
+}
+
+/// A hold that this worker gathers or keeps.
+struct Hold {
+    deadline: Instant,
+    keep_max: std::time::Duration,
+    /// Present while it gathers.
+    reply: Option<Reply<Result<(), HoldError>>>,
+}
+
+/// One region at one worker.
+pub(super) struct Shard {
+    pub(super) region: RegionId,
+    pub(super) memory: Arc<RegionMemory>,
+    protocol: Protocol,
+    watch: Watch,
+    waiting: HashMap<Page, (Instant, FaultKind)>,
+    latency: [Latency; 4],
+    contended: Contended,
+    contentions: u64,
+    holds: HashMap<ThreadId, Hold>,
+    holds_expired: u64,
+}
+
+/// The world as the protocol sees it during one call.
+struct World<'a> {
+    region: RegionId,
+    memory: &'a RegionMemory,
+    payload: &'a [u8],
+    outgoing: &'a mut Vec<Outgoing>,
+    installs: Vec<(Page, Access)>,
+    installed: Vec<Page>,
+    contended: &'a mut Contended,
+    error: Option<MemoryError>,
+}
+
+impl Shard {
+    /// The part of a region in stripe `stripe`.
+    pub(super) fn new(
+        region: RegionId,
+        memory: Arc<RegionMemory>,
+        settings: Settings,
+        stripe: usize,
+    ) -> Self {
+        let protocol = Protocol::new(settings).restricted_to(memory.stripe_pages(stripe));
+        Self {
+            region,
+            memory,
+            protocol,
+            watch: Watch::default(),
+            waiting: HashMap::new(),
+            latency: Default::default(),
+            contended: Contended::default(),
+            contentions: 0,
+            holds: HashMap::new(),
+            holds_expired: 0,
+        }
+    }
+
+    /// Runs one call of the protocol, then applies what it asked of the memory.
+    fn run<R>(
+        &mut self,
+        payload: &[u8],
+        outgoing: &mut Vec<Outgoing>,
+        call: impl FnOnce(&mut Protocol, &mut World<'_>) -> R,
+    ) -> Result<R, MemoryError> {
+        let mut world = World {
+            region: self.region,
+            memory: &self.memory,
+            payload,
+            outgoing,
+            installs: Vec::new(),
+            installed: Vec::new(),
+            contended: &mut self.contended,
+            error: None,
+        };
+        let result = call(&mut self.protocol, &mut world);
+        world.apply_installs();
+        let World { error, installed, .. } = world;
+        if !installed.is_empty() {
+            self.record(&installed);
+        }
+        self.report_ready();
+        error.map_or(Ok(result), Err)
+    }
+
+    /// The bytes of a page that is being sent, for the duration of the sending.
+    pub(super) fn frame_bytes(&self, page: Page) -> Result<&[u8; PAGE_SIZE], MemoryError> {
+        let frame = self.memory.frame(page)?;
+        // SAFETY: a frame is PAGE_SIZE readable bytes in the alias, mapped as long as `memory`
+        // lives. Nobody writes them during the borrow: this node gave up its right to write before
+        // the grant was made, only this thread could take it back, and `fill` needs `&mut self`.
+        Ok(unsafe { frame.cast().as_ref() })
+    }
+
+    fn record(&mut self, installed: &[Page]) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        for page in installed {
+            if let Some((since, kind)) = self.waiting.remove(page) {
+                let time = now.duration_since(since).as_nanos();
+                self.latency[kind as usize].record(u64::try_from(time).unwrap_or(u64::MAX));
+            }
+        }
+    }
+
+    /// Handles a fault of the userfaultfd.
+    pub(super) fn fault(
+        &mut self,
+        fault: &Fault,
+        outgoing: &mut Vec<Outgoing>,
+    ) -> Result<(), MemoryError> {
+        let Some(page) = self.memory.page_at(fault.address) else { return Ok(()) };
+        let now = Instant::now();
+        let before = self.watch.fault(fault.thread, now);
+        let kind = self.kind(page, fault.access);
+        self.waiting.entry(page).or_insert((now, kind));
+        self.run(&[], outgoing, |protocol, world| {
+            if before == Some(Progress::Quiet) {
+                protocol.thread_quiet(fault.thread, world);
+            }
+            protocol.fault(fault.thread, page, fault.access, world);
+        })
+    }
+
+    fn kind(&self, page: Page, access: Access) -> FaultKind {
+        if self.protocol.owns(page) && self.protocol.copyset(page).is_empty() {
+            return FaultKind::Local;
+        }
+        match (self.protocol.state(page), access) {
+            (PageState::Shared, Access::Write) => FaultKind::Upgrade,
+            (_, Access::Write) => FaultKind::Write,
+            (_, Access::Read) => FaultKind::Read,
+        }
+    }
+
+    /// Handles a message, whose payload is `payload`.
+    pub(super) fn receive(
+        &mut self,
+        from: NodeId,
+        message: Message,
+        payload: &[u8],
+        outgoing: &mut Vec<Outgoing>,
+    ) -> Result<Result<(), Violation>, MemoryError> {
+        self.run(payload, outgoing, |protocol, world| protocol.receive(from, message, world))
+    }
+
+    /// Looks at the threads whose pages someone waits for. Says whether any is left to watch.
+    pub(super) fn attend(&mut self, outgoing: &mut Vec<Outgoing>) -> Result<bool, MemoryError> {
+        let contenders = self.protocol.contenders();
+        if contenders.is_empty() {
+            return Ok(false);
+        }
+        let now = Instant::now();
+        let mut watched = false;
+        for thread in contenders {
+            if self.holds.contains_key(&thread) {
+                continue;
+            }
+            self.contentions += 1;
+            let progress = self.watch.progress(thread, now);
+            watched |= matches!(progress, Progress::None | Progress::Ran);
+            self.run(&[], outgoing, |protocol, world| match progress {
+                Progress::None => {}
+                Progress::Ran => protocol.thread_ran(thread, world),
+                Progress::Quiet => protocol.thread_quiet(thread, world),
+                Progress::Gone => protocol.thread_gone(thread, world),
+            })?;
+        }
+        Ok(watched)
+    }
+
+    /// Forgets threads that have not faulted for a while, and ends holds whose time is up.
+    pub(super) fn sweep(
+        &mut self,
+        idle: std::time::Duration,
+        outgoing: &mut Vec<Outgoing>,
+    ) -> Result<(), MemoryError> {
+        let now = Instant::now();
+        for thread in self.watch.expire(idle, now) {
+            self.run(&[], outgoing, |protocol, world| protocol.thread_gone(thread, world))?;
+        }
+        let due = |hold: &Hold| now >= hold.deadline;
+        let expired: Vec<ThreadId> =
+            self.holds.iter().filter(|(_, hold)| due(hold)).map(|(&id, _)| id).collect();
+        for id in expired {
+            let gathering = self.holds.remove(&id).and_then(|hold| hold.reply);
+            match gathering {
+                Some(reply) => _ = reply.try_send(Err(HoldError::TimedOut)),
+                None => {
+                    self.holds_expired += 1;
+                    log::warn!(
+                        "region {:?}: a hold was kept longer than allowed; its pages are free",
+                        self.memory.name()
+                    );
+                }
+            }
+            self.run(&[], outgoing, |protocol, world| protocol.thread_quiet(id, world))?;
+        }
+        Ok(())
+    }
+
+    /// When [`Shard::sweep`] has to run next for a hold's sake.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.holds.values().map(|hold| hold.deadline).min()
+    }
+
+    pub(super) fn hold(
+        &mut self,
+        request: HoldRequest,
+        reply: Reply<Result<(), HoldError>>,
+        outgoing: &mut Vec<Outgoing>,
+    ) -> Result<(), MemoryError> {
+        if self.protocol.has_ended() {
+            let _ = reply.try_send(Err(HoldError::Ended));
+            return Ok(());
+        }
+        let HoldRequest { id, pages, access, deadline, keep_max } = request;
+        self.holds.insert(id, Hold { deadline, keep_max, reply: Some(reply) });
+        self.run(&[], outgoing, |protocol, world| protocol.hold(id, &pages, access, world))
+    }
+
+    pub(super) fn release(
+        &mut self,
+        id: ThreadId,
+        outgoing: &mut Vec<Outgoing>,
+    ) -> Result<(), MemoryError> {
+        self.holds.remove(&id);
+        self.run(&[], outgoing, |protocol, world| protocol.thread_quiet(id, world))
+    }
+
+    /// Tells those who wait for a hold that it is complete; its time of keeping begins.
+    fn report_ready(&mut self) {
+        for id in self.protocol.take_ready() {
+            if let Some(hold) = self.holds.get_mut(&id)
+                && let Some(reply) = hold.reply.take()
+            {
+                hold.deadline = Instant::now() + hold.keep_max;
+                let _ = reply.try_send(Ok(()));
+            }
+        }
+    }
+
+    pub(super) fn prefetch(
+        &mut self,
+        pages: &[Page],
+        outgoing: &mut Vec<Outgoing>,
+    ) -> Result<(), MemoryError> {
+        self.run(&[], outgoing, |protocol, world| protocol.prefetch(pages, world))
+    }
+
+    pub(super) fn set_fault_around(&mut self, on: bool) {
+        self.protocol.set_fault_around(on);
+    }
+
+    /// The region ends: waiting accesses learn that their pages are lost.
+    pub(super) fn end(&mut self, outgoing: &mut Vec<Outgoing>) -> Result<(), MemoryError> {
+        for (_, hold) in self.holds.drain() {
+            if let Some(reply) = hold.reply {
+                let _ = reply.try_send(Err(HoldError::Ended));
+            }
+        }
+        self.waiting.clear();
+        self.run(&[], outgoing, |protocol, world| protocol.end(world))
+    }
+
+    pub(super) fn stats(&self) -> RegionStats {
+        let mut stats = RegionStats {
+            counters: *self.protocol.counters(),
+            latency: self.latency.clone(),
+            metadata_bytes: self.protocol.metadata_bytes(),
+            holds: self.holds.len() as u64,
+            holds_expired: self.holds_expired,
+            contentions: self.contentions,
+            ended: self.protocol.has_ended(),
+            ..RegionStats::default()
+        };
+        stats.set_contended(&self.contended);
+        stats
+    }
+}
+
+impl World<'_> {
+    fn keep(&mut self, result: Result<(), MemoryError>) {
+        if let Err(error) = result
+            && self.error.is_none()
+        {
+            self.error = Some(error);
+        }
+    }
+
+    /// Installs what was collected, neighbours with the same right in one call.
+    fn apply_installs(&mut self) {
+        let mut installs = std::mem::take(&mut self.installs);
+        installs.sort_unstable_by_key(|&(page, right)| (page, std::cmp::Reverse(right)));
+        installs.dedup_by_key(|&mut (page, _)| page);
+        for run in installs.chunk_by(|a, b| a.0.0 + 1 == b.0.0 && a.1 == b.1) {
+            let pages = run[0].0..Page(run[run.len() - 1].0.0 + 1);
+            let result = self.memory.install(pages, run[0].1);
+            self.keep(result);
+            self.installed.extend(run.iter().map(|&(page, _)| page));
+        }
+    }
+
+    /// Rights are about to be taken from `pages`: what was collected comes first.
+    fn settle(&mut self, pages: &[Page]) {
+        if self.installs.iter().any(|(page, _)| pages.contains(page)) {
+            self.apply_installs();
+        }
+    }
+
+    fn over_runs(
+        &mut self,
+        pages: &[Page],
+        take: impl Fn(&RegionMemory, std::ops::Range<Page>) -> Result<(), MemoryError>,
+    ) {
+        self.settle(pages);
+        let mut sorted = pages.to_vec();
+        sorted.sort_unstable();
+        for run in sorted.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let result = take(self.memory, run[0]..Page(run[run.len() - 1].0 + 1));
+            self.keep(result);
+        }
+        sorted.iter().for_each(|&page| self.contended.left(page));
+    }
+}
+
+impl Effects for World<'_> {
+    fn send(&mut self, to: NodeId, message: Message) {
+        self.outgoing.push(Outgoing { to, region: self.region, message });
+    }
+
+    fn fill(&mut self, page: Page, payload: usize) {
+        let start = payload * PAGE_SIZE;
+        let bytes = self.payload.get(start..start + PAGE_SIZE).and_then(|b| b.try_into().ok());
+        // The decoder has checked that every grant with data has its bytes.
+        if let Some(bytes) = bytes {
+            let result = self.memory.copy_in(page, bytes);
+            self.keep(result);
+        }
+    }
+
+    fn install(&mut self, page: Page, right: Access) {
+        self.installs.push((page, right));
+    }
+
+    fn protect(&mut self, pages: &[Page]) {
+        self.over_runs(pages, RegionMemory::protect);
+    }
+
+    fn revoke(&mut self, pages: &[Page]) {
+        self.over_runs(pages, RegionMemory::revoke);
+    }
+
+    fn poison(&mut self, page: Page) {
+        self.settle(&[page]);
+        let result = self.memory.poison(page..Page(page.0 + 1));
+        self.keep(result);
+    }
+
+    fn fingerprint(&mut self, page: Page) -> u64 {
+        match self.memory.fingerprint(page) {
+            Ok(fingerprint) => fingerprint,
+            Err(error) => {
+                self.keep(Err(error));
+                0
+            }
+        }
+    }
+
+    fn zero_fingerprint(&self) -> u64 {
+        ZERO_PAGE_FINGERPRINT
+    }
+}

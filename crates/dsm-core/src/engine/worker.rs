@@ -1,0 +1,441 @@
+//! One worker thread: waits for faults, messages and commands, and carries them through.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, epoll, eventfd};
+
+use crate::pages::MemoryError;
+use crate::protocol::Message;
+use crate::transport::{Class, Flush, Received, Reject, Transport};
+use crate::types::{NodeId, RegionId};
+use crate::uffd::FaultBuffer;
+use crate::wire;
+
+use super::command::Command;
+use super::handle::{EngineConfig, EngineEvent};
+use super::shard::{Outgoing, Shard};
+use super::wait::Waiter;
+
+/// Events taken from the kernel at a time.
+const EVENTS: usize = 64;
+/// Faults read at a time.
+const FAULTS: usize = 64;
+/// How long to sleep at most while a page is wanted by two: about the time a woken thread needs.
+const CONTENDED_SLEEP: Duration = Duration::from_micros(20);
+/// Threads that have not faulted for this long are forgotten.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Wakes a worker for its commands.
+pub(super) struct Wake(OwnedFd);
+
+impl Wake {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    pub(super) fn signal(&self) {
+        // A full counter means that a wake-up is pending anyway.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    fn clear(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
+    }
+}
+
+/// What an epoll event is about; packed in its 64 bits of data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Commands,
+    Link(NodeId),
+    Faults(RegionId),
+}
+
+impl Source {
+    fn data(self) -> epoll::EventData {
+        epoll::EventData::new_u64(match self {
+            Self::Commands => 0,
+            Self::Link(peer) => 1 << 32 | peer.index() as u64,
+            Self::Faults(region) => 2 << 32 | u64::from(region.0),
+        })
+    }
+
+    fn of(data: epoll::EventData) -> Self {
+        let (kind, number) = (data.u64() >> 32, data.u64() as u32);
+        match (kind, NodeId::new(number as usize)) {
+            (1, Some(peer)) => Self::Link(peer),
+            (2, _) => Self::Faults(RegionId(number)),
+            _ => Self::Commands,
+        }
+    }
+}
+
+struct Link {
+    transport: Box<dyn Transport>,
+    /// The kernel takes no more for now: waiting for it to be writable.
+    blocked: bool,
+}
+
+/// State of a worker thread.
+pub(super) struct Worker {
+    index: usize,
+    config: EngineConfig,
+    commands: Receiver<Command>,
+    wake: Arc<Wake>,
+    events: Arc<dyn Fn(EngineEvent) + Send + Sync>,
+    epoll: OwnedFd,
+    links: BTreeMap<NodeId, Link>,
+    shards: BTreeMap<RegionId, Shard>,
+    outgoing: Vec<Outgoing>,
+    waiter: Waiter,
+    faults: FaultBuffer,
+    head: Vec<u8>,
+    sleeps: u64,
+    swept: Instant,
+    stop: bool,
+}
+
+impl Worker {
+    pub(super) fn new(
+        index: usize,
+        config: EngineConfig,
+        commands: Receiver<Command>,
+        wake: Arc<Wake>,
+        events: Arc<dyn Fn(EngineEvent) + Send + Sync>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &wake.0, Source::Commands.data(), epoll::EventFlags::IN)?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            index,
+            config,
+            commands,
+            wake,
+            events,
+            epoll,
+            links: BTreeMap::new(),
+            shards: BTreeMap::new(),
+            outgoing: Vec::new(),
+            waiter: Waiter::new(config.wait, processors),
+            faults: FaultBuffer::new(FAULTS),
+            head: Vec::new(),
+            sleeps: 0,
+            swept: Instant::now(),
+            stop: false,
+        })
+    }
+
+    /// Serves until told to stop.
+    pub(super) fn run(mut self) {
+        let mut events = Vec::with_capacity(EVENTS);
+        while !self.stop {
+            let watching = self.attend();
+            self.dispatch();
+            let slept = self.wait(&mut events, watching);
+            if events.is_empty() {
+                self.waiter.idle();
+            } else {
+                self.waiter.busy(slept);
+            }
+            for event in events.drain(..) {
+                match Source::of(event.data) {
+                    Source::Commands => self.obey(),
+                    Source::Link(peer) => self.read_link(peer),
+                    Source::Faults(region) => self.read_faults(region),
+                }
+            }
+            self.sweep();
+        }
+    }
+
+    /// Waits for events; says how long it slept, if it did.
+    fn wait(&mut self, events: &mut Vec<epoll::Event>, watching: bool) -> Option<Duration> {
+        let may_sleep = self.waiter.may_sleep();
+        let timeout = match (may_sleep, watching) {
+            (false, _) => Some(Duration::ZERO),
+            (true, true) => Some(CONTENDED_SLEEP),
+            (true, false) => self.next_sweep(),
+        };
+        let began = may_sleep.then(Instant::now);
+        let timeout = timeout.and_then(|timeout| rustix::event::Timespec::try_from(timeout).ok());
+        let buffer = rustix::buffer::spare_capacity(events);
+        match epoll::wait(&self.epoll, buffer, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                // Only a programming error can end here; going round would burn a processor.
+                log::error!("worker {}: epoll_wait failed: {error}", self.index);
+                self.stop = true;
+            }
+        }
+        self.sleeps += u64::from(may_sleep);
+        began.map(|began| began.elapsed())
+    }
+
+    fn next_sweep(&self) -> Option<Duration> {
+        if self.shards.is_empty() {
+            return None;
+        }
+        let deadline = self.shards.values().filter_map(Shard::next_deadline).min();
+        let idle = self.swept + IDLE;
+        let next = deadline.map_or(idle, |deadline| deadline.min(idle));
+        Some(next.saturating_duration_since(Instant::now()).max(Duration::from_micros(100)))
+    }
+
+    fn sweep(&mut self) {
+        let idle = self.swept.elapsed() >= IDLE;
+        let now = Instant::now();
+        let due = |shard: &Shard| shard.next_deadline().is_some_and(|deadline| deadline <= now);
+        if !idle && !self.shards.values().any(due) {
+            return;
+        }
+        self.swept = if idle { now } else { self.swept };
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        self.each_shard(|shard| shard.sweep(IDLE, &mut outgoing));
+        self.outgoing = outgoing;
+    }
+
+    /// Looks at threads whose pages are wanted elsewhere.
+    fn attend(&mut self) -> bool {
+        let mut watching = false;
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        self.each_shard(|shard| {
+            watching |= shard.attend(&mut outgoing)?;
+            Ok(())
+        });
+        self.outgoing = outgoing;
+        watching
+    }
+
+    fn each_shard(&mut self, mut call: impl FnMut(&mut Shard) -> Result<(), MemoryError>) {
+        let mut failed = Vec::new();
+        for shard in self.shards.values_mut() {
+            if let Err(error) = call(shard) {
+                failed.push((shard.region, error));
+            }
+        }
+        for (region, error) in failed {
+            self.memory_failed(region, &error);
+        }
+    }
+
+    fn with_shard(
+        &mut self,
+        region: RegionId,
+        call: impl FnOnce(&mut Shard, &mut Vec<Outgoing>) -> Result<(), MemoryError>,
+    ) {
+        let Some(shard) = self.shards.get_mut(&region) else { return };
+        if let Err(error) = call(shard, &mut self.outgoing) {
+            self.memory_failed(region, &error);
+        }
+    }
+
+    fn memory_failed(&self, region: RegionId, error: &MemoryError) {
+        (self.events)(EngineEvent::MemoryFailed { region, reason: chain(error) });
+    }
+
+    fn obey(&mut self) {
+        self.wake.clear();
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.obey_one(command),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.stop = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn obey_one(&mut self, command: Command) {
+        match command {
+            Command::Attach { peer, transport } => self.attach(peer, transport),
+            Command::Detach { peer } => self.detach(peer),
+            Command::Open { region, memory, settings, reply } => {
+                if let Some(uffd) = memory.stripes().get(self.index) {
+                    self.watch_fd(uffd.as_fd(), Source::Faults(region));
+                }
+                let shard = Shard::new(region, memory, *settings, self.index);
+                self.shards.insert(region, shard);
+                let _ = reply.try_send(());
+            }
+            Command::Close { region, reply } => {
+                if let Some(shard) = self.shards.remove(&region)
+                    && let Some(uffd) = shard.memory.stripes().get(self.index)
+                {
+                    let _ = epoll::delete(&self.epoll, uffd.as_fd());
+                }
+                let _ = reply.try_send(());
+            }
+            Command::End { reply } => {
+                let mut outgoing = Vec::new();
+                self.each_shard(|shard| shard.end(&mut outgoing));
+                self.outgoing.append(&mut outgoing);
+                let _ = reply.try_send(());
+            }
+            Command::Hold { region, hold, reply } => {
+                self.with_shard(region, |shard, outgoing| shard.hold(hold, reply, outgoing));
+            }
+            Command::Release { region, id } => {
+                self.with_shard(region, |shard, outgoing| shard.release(id, outgoing));
+            }
+            Command::Prefetch { region, pages } => {
+                self.with_shard(region, |shard, outgoing| shard.prefetch(&pages, outgoing));
+            }
+            Command::FaultAround { region, on } => {
+                self.with_shard(region, |shard, _| {
+                    shard.set_fault_around(on);
+                    Ok(())
+                });
+            }
+            Command::Stats { region, reply } => {
+                if let Some(shard) = self.shards.get(&region) {
+                    let mut stats = shard.stats();
+                    stats.sleeps = self.sleeps;
+                    let _ = reply.try_send(stats);
+                }
+            }
+            Command::Stop => self.stop = true,
+        }
+    }
+
+    fn watch_fd(&self, fd: BorrowedFd<'_>, source: Source) {
+        if let Err(error) = epoll::add(&self.epoll, fd, source.data(), epoll::EventFlags::IN) {
+            log::error!("worker {}: can't wait for {source:?}: {error}", self.index);
+        }
+    }
+
+    fn attach(&mut self, peer: NodeId, transport: Box<dyn Transport>) {
+        self.detach(peer);
+        self.watch_fd(transport.fd(), Source::Link(peer));
+        self.links.insert(peer, Link { transport, blocked: false });
+    }
+
+    fn detach(&mut self, peer: NodeId) {
+        if let Some(link) = self.links.remove(&peer) {
+            let _ = epoll::delete(&self.epoll, link.transport.fd());
+        }
+    }
+
+    fn link_failed(&mut self, peer: NodeId, reason: String) {
+        self.detach(peer);
+        (self.events)(EngineEvent::LinkFailed { peer, reason });
+    }
+
+    fn read_faults(&mut self, region: RegionId) {
+        let Some(shard) = self.shards.get_mut(&region) else { return };
+        let memory = Arc::clone(&shard.memory);
+        let Some(uffd) = memory.stripes().get(self.index) else { return };
+        let faults = match uffd.read_faults(&mut self.faults) {
+            Ok(faults) => faults,
+            Err(error) => {
+                let reason = format!("can't read faults: {error}");
+                return (self.events)(EngineEvent::MemoryFailed { region, reason });
+            }
+        };
+        let mut failed = None;
+        for fault in faults {
+            if let Err(error) = shard.fault(fault, &mut self.outgoing) {
+                failed = Some(error);
+            }
+        }
+        if let Some(error) = failed {
+            self.memory_failed(region, &error);
+        }
+    }
+
+    fn read_link(&mut self, peer: NodeId) {
+        let Some(mut link) = self.links.remove(&peer) else { return };
+        let mut failed = Vec::new();
+        let result = link.transport.receive(&mut |header, body, payload| {
+            let region = header.region();
+            // A region that was closed here a moment ago, or is about to be opened.
+            let Some(shard) = self.shards.get_mut(&region) else { return Ok(()) };
+            let limits = wire::Limits { nodes: self.config.nodes, pages: shard.memory.pages() };
+            let message = wire::decode(&header, body, &limits)?;
+            match shard.receive(peer, message, payload, &mut self.outgoing) {
+                Ok(Ok(())) => {}
+                Ok(Err(violation)) => return Err(Reject(violation.to_string())),
+                Err(error) => failed.push((region, error)),
+            }
+            Ok(())
+        });
+        self.links.insert(peer, link);
+        for (region, error) in failed {
+            self.memory_failed(region, &error);
+        }
+        match result {
+            Ok(Received::Closed) => self.link_failed(peer, "closed by the peer".into()),
+            Ok(_) => {}
+            Err(error) => self.link_failed(peer, chain(&error)),
+        }
+    }
+
+    /// Hands the messages of this turn to the transports, and those to the kernel.
+    fn dispatch(&mut self) {
+        let mut failed = Vec::new();
+        for Outgoing { to, region, message } in self.outgoing.drain(..) {
+            let (Some(link), Some(shard)) = (self.links.get_mut(&to), self.shards.get(&region))
+            else {
+                continue;
+            };
+            self.head.clear();
+            let class = if message.is_urgent() { Class::Urgent } else { Class::Ordinary };
+            let pages = match &message {
+                Message::Grant(grant) => grant
+                    .pages
+                    .iter()
+                    .filter(|granted| granted.data)
+                    .map(|granted| shard.frame_bytes(granted.page))
+                    .collect(),
+                _ => Ok(Vec::new()),
+            };
+            let sent = match pages {
+                Ok(pages) => {
+                    wire::encode(&message, region, &mut self.head);
+                    link.transport.send(class, &self.head, &pages).map_err(|e| chain(&e))
+                }
+                Err(error) => Err(chain(&error)),
+            };
+            if let Err(reason) = sent {
+                failed.push((to, reason));
+            }
+        }
+        for (&peer, link) in &mut self.links {
+            match link.transport.flush() {
+                Ok(state) => {
+                    let blocked = state == Flush::Blocked;
+                    if blocked != link.blocked {
+                        link.blocked = blocked;
+                        let mut interest = epoll::EventFlags::IN;
+                        interest.set(epoll::EventFlags::OUT, blocked);
+                        let data = Source::Link(peer).data();
+                        let _ = epoll::modify(&self.epoll, link.transport.fd(), data, interest);
+                    }
+                }
+                Err(error) => failed.push((peer, chain(&error))),
+            }
+        }
+        for (peer, reason) in failed {
+            if self.links.contains_key(&peer) {
+                self.link_failed(peer, reason);
+            }
+        }
+    }
+}
+
+/// An error with all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut reason = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        reason = format!("{reason}: {error}");
+        source = error.source();
+    }
+    reason
+}

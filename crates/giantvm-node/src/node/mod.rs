@@ -1,0 +1,21 @@
+//! A running node: its threads, its connections, its regions and locks.
+//!
+//! One **control thread** owns every control connection and drives the machines of this crate:
+//! membership, the synchronisation objects that live here, the directory of regions. The
+//! engine's workers own the page connections. A dialling thread connects to the nodes earlier in the
+//! list; later ones connect here. Threads of the application talk to the control thread through a
+//! channel and wait for its answer; nothing here ever waits for them.
+
+mod api;
+mod config;
+mod dialer;
+mod driver;
+mod links;
+mod lost;
+mod regions;
+mod status;
+
+pub use api::{Node, NodeError, Region};
+pub use config::{NodeConfig, NodeSpec};
+pub use lost::Lost;
+pub use status::query_status;
