@@ -13,26 +13,26 @@ use dsm_core::types::{NodeId, PAGE_SIZE, RegionId};
 use dsm_core::uffd::Mode;
 use socket2::{Domain, Socket, Type};
 
-pub const REGION: RegionId = RegionId(1);
+pub(crate) const REGION: RegionId = RegionId(1);
 
-pub fn node(index: usize) -> NodeId {
+pub(crate) fn node(index: usize) -> NodeId {
     NodeId::new(index).unwrap()
 }
 
 /// One node of the cluster.
-pub struct Member {
-    pub engine: Engine,
-    pub memory: Arc<RegionMemory>,
-    pub events: Arc<Mutex<Vec<EngineEvent>>>,
+pub(crate) struct Member {
+    pub(crate) engine: Engine,
+    pub(crate) memory: Arc<RegionMemory>,
+    pub(crate) events: Arc<Mutex<Vec<EngineEvent>>>,
 }
 
-pub struct Cluster {
-    pub members: Vec<Member>,
+pub(crate) struct Cluster {
+    pub(crate) members: Vec<Member>,
 }
 
 /// How the members are joined.
 #[derive(Clone, Copy)]
-pub enum Joined {
+pub(crate) enum Joined {
     InProcess,
     Sockets,
 }
@@ -55,12 +55,12 @@ fn join(first: usize, second: usize, joined: Joined) -> (Box<dyn Transport>, Box
 }
 
 impl Cluster {
-    pub fn start(nodes: usize, pages: u64, workers: usize, wait: WaitMode) -> Option<Self> {
+    pub(crate) fn start(nodes: usize, pages: u64, workers: usize, wait: WaitMode) -> Option<Self> {
         Self::start_joined(nodes, pages, workers, wait, Joined::Sockets)
     }
 
     /// `None`, with the reason printed, where there is no userfaultfd.
-    pub fn start_joined(
+    pub(crate) fn start_joined(
         nodes: usize,
         pages: u64,
         workers: usize,
@@ -111,22 +111,22 @@ impl Member {
     }
 
     /// A byte of the view.
-    pub fn byte(&self, page: u64, offset: usize) -> &AtomicU8 {
+    pub(crate) fn byte(&self, page: u64, offset: usize) -> &AtomicU8 {
         // SAFETY: within the view, which lives as long as `memory`; atomics may be shared.
         unsafe { &*(self.address(page, offset) as *const AtomicU8) }
     }
 
     /// An aligned word of the view.
-    pub fn word(&self, page: u64, index: usize) -> &AtomicU64 {
+    pub(crate) fn word(&self, page: u64, index: usize) -> &AtomicU64 {
         // SAFETY: within the view, aligned, and as for `byte`.
         unsafe { &*(self.address(page, index * 8) as *const AtomicU64) }
     }
 
-    pub fn read(&self, page: u64) -> u64 {
+    pub(crate) fn read(&self, page: u64) -> u64 {
         self.word(page, 0).load(Ordering::SeqCst)
     }
 
-    pub fn write(&self, page: u64, value: u64) {
+    pub(crate) fn write(&self, page: u64, value: u64) {
         self.word(page, 0).store(value, Ordering::SeqCst);
     }
 }
