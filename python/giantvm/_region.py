@@ -1,0 +1,164 @@
+"""A region: shared memory as a buffer and as numpy arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, SupportsIndex, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from giantvm._native import NativeRegion
+from giantvm._time import milliseconds
+from giantvm.stats import RegionStats
+
+__all__ = ["PAGE_SIZE", "Advice", "Region"]
+
+PAGE_SIZE = 4096
+"""Bytes in a page, the unit that moves between nodes."""
+
+Advice = Literal["normal", "sequential", "random"]
+"""How a range will be used: see `Region.advise`."""
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+_Shape = SupportsIndex | Sequence[SupportsIndex]
+
+
+class Region(NativeRegion):
+    """Memory that all nodes of the cluster share and use as plain memory.
+
+    Made by `Node.region`. A region is a writable buffer: `memoryview(region)`,
+    `numpy.frombuffer(region)` and `region.array(...)` read and write it with no call to acquire or
+    release. Each page of 4096 bytes has one writer or many readers at a time, so that data used by
+    different nodes at the same time should sit on different pages.
+    """
+
+    @overload
+    def array(
+        self, shape: _Shape, *, name: str | None = None, offset: int | None = None
+    ) -> npt.NDArray[np.float64]: ...
+    @overload
+    def array(
+        self,
+        shape: _Shape,
+        dtype: type[_Scalar] | np.dtype[_Scalar],
+        *,
+        name: str | None = None,
+        offset: int | None = None,
+    ) -> npt.NDArray[_Scalar]: ...
+    @overload
+    def array(
+        self,
+        shape: _Shape,
+        dtype: npt.DTypeLike,
+        *,
+        name: str | None = None,
+        offset: int | None = None,
+    ) -> npt.NDArray[Any]: ...
+    def array(
+        self,
+        shape: _Shape,
+        dtype: npt.DTypeLike = np.float64,
+        *,
+        name: str | None = None,
+        offset: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """A numpy array in the region's memory, in C order.
+
+        With `name` it has pages of its own, which the first call for the name places; the same name
+        gives the same memory on every node. Otherwise it begins at byte `offset` (default 0), and
+        placing it is up to the caller. Nothing is written: memory nobody has written is zero.
+
+        Raises `ValueError` if the array does not fit, if a named array exists with another size, or
+        if the dtype holds Python objects, which mean nothing to another process; `MemoryError` if
+        there is no room for a new named array.
+        """
+        kind = np.dtype(dtype)
+        if kind.hasobject:
+            raise ValueError(f"dtype {kind} holds references to Python objects: use a plain one")
+        if kind.itemsize == 0:
+            raise ValueError(f"dtype {kind} has no size: give one, like 'S16'")
+        dimensions = _dimensions(shape)
+        count = math.prod(dimensions)
+        if name is not None:
+            if offset is not None:
+                raise ValueError("give a name or an offset, not both")
+            start = self.allocate(name, max(count * kind.itemsize, 1), PAGE_SIZE)
+        else:
+            start = 0 if offset is None else operator.index(offset)
+            self._check(start, start + count * kind.itemsize)
+            if start % kind.alignment:
+                raise ValueError(f"offset {start} is not a multiple of {kind.alignment}")
+        flat: npt.NDArray[Any] = np.frombuffer(memoryview(self), kind, count, start)
+        return flat.reshape(dimensions)
+
+    def stats(self) -> RegionStats:
+        """What this node did for the region since it was opened."""
+        return RegionStats.from_json(self._stats_json())
+
+    def prefetch(self, start: int = 0, stop: int | None = None) -> None:
+        """Starts to fetch the pages of bytes `start` to `stop` for reading, and returns at once."""
+        self._prefetch(*self._range(start, stop))
+
+    def advise(self, advice: Advice, start: int = 0, stop: int | None = None) -> None:
+        """Says how this node will use bytes `start` to `stop`.
+
+        `sequential` fetches ahead at once, `random` never does, `normal` (the default) finds out.
+        """
+        if advice not in ("normal", "sequential", "random"):
+            raise ValueError(f"advice {advice!r}: use 'normal', 'sequential' or 'random'")
+        self._advise(advice, *self._range(start, stop))
+
+    @contextlib.contextmanager
+    def hold(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        mode: Literal["r", "w"] = "r",
+        timeout_s: float = 10.0,
+    ) -> Iterator[None]:
+        """Fetches the pages of bytes `start` to `stop` and keeps them here for a `with` block.
+
+        `"r"` keeps them readable, `"w"` writable. Needed around what the processor's faults do not
+        cover: direct I/O, io_uring, zero-copy sends and other device access to the memory, and, on
+        nodes whose status says `user-mode-only`, every system call. Other nodes wait meanwhile, so
+        hold few pages, briefly: number and time are bounded.
+
+        Raises `giantvm.TimeoutError` if the pages do not all come within `timeout_s` seconds, and
+        `ValueError` if they are more than may be held at once.
+        """
+        if mode not in ("r", "w"):
+            raise ValueError(f"mode {mode!r}: use 'r' or 'w'")
+        first, end = self._range(start, stop)
+        ticket = self._hold(first, end, mode == "w", milliseconds(timeout_s))
+        try:
+            yield
+        finally:
+            self._release(ticket)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.size} bytes"
+        return f"<giantvm.Region {self.name!r}: {state}>"
+
+    def _range(self, start: int, stop: int | None) -> tuple[int, int]:
+        end = self.size if stop is None else stop
+        self._check(start, end)
+        return start, end
+
+    def _check(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.size:
+            raise ValueError(
+                f"bytes {start} to {stop} are not in region {self.name!r}, "
+                f"which has {self.size} bytes"
+            )
+
+
+def _dimensions(shape: _Shape) -> tuple[int, ...]:
+    lengths = (shape,) if isinstance(shape, SupportsIndex) else tuple(shape)
+    dimensions = tuple(operator.index(length) for length in lengths)
+    if any(length < 0 for length in dimensions):
+        raise ValueError(f"shape {dimensions} has a negative length")
+    return dimensions

@@ -1,0 +1,41 @@
+"""What can go wrong, by kind. Everything that giantvm raises on its own account is an `Error`."""
+
+import builtins
+
+__all__ = [
+    "ClosedError",
+    "ClusterError",
+    "ConfigError",
+    "Error",
+    "ForkError",
+    "NodeLost",
+    "TimeoutError",
+]
+
+
+class Error(Exception):
+    """Base of every error of giantvm."""
+
+
+class ConfigError(Error, ValueError):
+    """A cluster file, or an argument that stands for one, is wrong; the message names the key."""
+
+
+class ClusterError(Error):
+    """The cluster could not be joined, or refused what was asked of it."""
+
+
+class NodeLost(ClusterError):
+    """A node of the cluster was lost, and the cluster's regions ended with it."""
+
+
+class ForkError(Error, RuntimeError):
+    """A node was used in a child made by `fork`, where its threads and its memory do not exist."""
+
+
+class ClosedError(Error, ValueError):
+    """A node or a region was used after it was closed."""
+
+
+class TimeoutError(Error, builtins.TimeoutError):
+    """What was waited for did not come in time."""
