@@ -1,0 +1,97 @@
+# `make` lists what there is to do. Each target sets up what it needs, once.
+
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+STAMPS := $(TARGET)/stamps
+
+NEXTEST_VERSION := 0.9.143
+FUZZ_VERSION := 0.13.2
+
+RUST_SOURCES := $(shell find crates -name '*.rs' -not -path '*/target/*' 2>/dev/null) \
+	$(wildcard Cargo.toml Cargo.lock crates/*/Cargo.toml)
+
+# One interpreter for every build of the native module, or cargo would build it anew each time.
+export PYO3_PYTHON := $(BIN)/python
+export CARGO_TARGET_DIR := $(TARGET)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo demo-regions test test-long bench lint wheel lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
+
+demo: demo-regions ## run the main demonstration
+
+demo-regions: $(STAMPS)/develop ## three nodes compute on shared numpy arrays, and tell what the memory did
+	@$(BIN)/python examples/demo.py
+
+test: $(STAMPS)/develop $(STAMPS)/nextest $(STAMPS)/fuzz ## lints and all tests but the long ones
+	@$(BIN)/python tests/run.py
+
+test-long: $(STAMPS)/develop $(STAMPS)/nextest $(STAMPS)/fuzz ## all tests, the long ones too: takes hours
+	@$(BIN)/python tests/run.py --long
+
+bench: $(STAMPS)/develop $(STAMPS)/bench ## measure, beside floors and peers; one only: make bench BENCH=name
+	@cargo run --release --locked --quiet -p giantvm-bench -- $(if $(BENCH),--bench $(BENCH))
+
+lint: $(STAMPS)/develop ## format, lints and types
+	@$(BIN)/python tests/run.py --only lint
+
+wheel: $(STAMPS)/venv ## build the wheel into dist/
+	@$(BIN)/maturin build --release --locked --out dist
+
+lock: $(STAMPS)/venv ## choose the versions of Python packages anew
+	@$(PYTHON) -m venv $(STAMPS)/lock-venv
+	@$(STAMPS)/lock-venv/bin/pip install -q pip-tools
+	@for file in requirements requirements-bench; do \
+		$(STAMPS)/lock-venv/bin/pip-compile -q --upgrade --strip-extras --generate-hashes \
+			--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options \
+			--no-header --no-annotate -o $$file.lock $$file.in || exit 1; \
+	done
+
+clean: ## remove what was built
+	rm -rf $(TARGET) $(VENV) dist python/giantvm/*.so
+	find python tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Set-up. A stamp is newer than what it was made from.
+
+# Debian packages, only where what they bring is missing: a compiler for linking, and ensurepip.
+$(STAMPS)/debian:
+	@mkdir -p $(@D)
+	@missing=; \
+	command -v cc >/dev/null || missing="$$missing build-essential"; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	command -v ip >/dev/null || test -x /usr/sbin/ip || missing="$$missing iproute2"; \
+	tests/debian.sh $$missing
+	@touch $@
+
+$(STAMPS)/venv: requirements.lock $(STAMPS)/debian
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --no-deps --require-hashes -r requirements.lock
+	@touch $@
+
+$(STAMPS)/develop: $(STAMPS)/venv pyproject.toml $(RUST_SOURCES)
+	@$(BIN)/maturin develop --release --locked --quiet
+	@touch $@
+
+$(STAMPS)/nextest: $(STAMPS)/debian
+	@cargo nextest --version >/dev/null 2>&1 \
+		|| cargo install --locked cargo-nextest --version $(NEXTEST_VERSION)
+	@touch $@
+
+$(STAMPS)/fuzz: $(STAMPS)/debian
+	@cargo fuzz --version >/dev/null 2>&1 \
+		|| cargo install --locked cargo-fuzz --version $(FUZZ_VERSION)
+	@touch $@
+
+$(STAMPS)/bench: requirements-bench.lock $(STAMPS)/venv
+	@missing=; \
+	command -v mpiexec >/dev/null || missing="$$missing openmpi-bin"; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	tests/debian.sh $$missing
+	@$(BIN)/pip install -q --no-deps --require-hashes -r requirements-bench.lock
+	@touch $@
