@@ -1,0 +1,281 @@
+"""Nodes as processes that do what a test says: one process a node, on Unix sockets.
+
+A test calls a function of its module on a node: `cluster.call(1, fill, 7)` runs `fill(site, 7)` in
+the process of node 1, and returns what it returns, or raises what it raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import platform
+import shutil
+import signal
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import pytest
+
+import giantvm
+from giantvm import Config, Lost, Node, NodeSpec
+
+NAMES: Final = ("a", "b", "c")
+ANSWER_S: Final = 60.0
+"""Far more than any answer takes: a node that needs it hangs."""
+
+EXIT_LOST: Final = 86
+
+_SPAWN: Final = multiprocessing.get_context("spawn")
+_KERNEL_MIN: Final = (6, 6)
+
+
+def skip_without_kernel() -> None:
+    """Skips a test where the kernel is too old for regions."""
+    release = platform.release()
+    if tuple(int(part) for part in release.split("-")[0].split(".")[:2]) < _KERNEL_MIN:
+        pytest.skip(f"regions need Linux 6.6 or newer, this is {release}")
+
+
+@dataclass
+class Site:
+    """What a called function finds in the process of its node."""
+
+    node: Node
+    directory: Path
+    kept: dict[str, Any] = field(default_factory=dict)
+    """Things that one call leaves for the next."""
+    lost: threading.Event = field(default_factory=threading.Event)
+    """Set when the node is told of a loss."""
+
+
+class Answer:
+    """The result, still to come, of a call on a node."""
+
+    def __init__(self, process: NodeProcess) -> None:
+        self._process = process
+
+    def result(self) -> Any:
+        """What the function returned; raises what it raised."""
+        link = self._process.link
+        if not link.poll(ANSWER_S):
+            raise AssertionError(f"node {self._process.name} hangs\n{self._process.log()}")
+        try:
+            good, value, trace = link.recv()
+        except EOFError:
+            raise AssertionError(
+                f"node {self._process.name} ended with {self._process.wait()}\n"
+                f"{self._process.log()}"
+            ) from None
+        if not good:
+            value.add_note(f"on node {self._process.name}:\n{trace}")
+            raise value
+        return value
+
+
+class NodeProcess:
+    """The process of one node."""
+
+    def __init__(self, config: Config, name: str, directory: Path) -> None:
+        self.name = name
+        self._log = directory / f"{name}.log"
+        self.link: multiprocessing.connection.Connection
+        self.link, child = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=_serve, args=(config, name, directory, child))
+        self._process.start()
+        child.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def begin(self, function: Callable[..., Any], *args: object) -> Answer:
+        """Starts `function(site, *args)` there."""
+        self.link.send((function, args))
+        return Answer(self)
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Its exit status, negative for a signal; an error if it does not end."""
+        self._process.join(ANSWER_S)
+        status = self._process.exitcode
+        if status is None:
+            raise AssertionError(f"node {self.name} does not end\n{self.log()}")
+        return status
+
+    def log(self) -> str:
+        """What it wrote to stderr."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def leave(self) -> None:
+        """Asks it to close its node and end."""
+        with contextlib.suppress(OSError):
+            self.link.send(None)
+
+    def end(self) -> None:
+        """Ends it whatever it does."""
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+        self._process.close()
+        self.link.close()
+
+
+class Cluster:
+    """Nodes that are started together, for a `with` block.
+
+    At its end each node that is still there leaves, and must end with status 0.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[str] = NAMES,
+        *,
+        memory_bytes: int = 64 << 20,
+        heartbeat_ms: int = 100,
+        timeout_ms: int = 2000,
+    ) -> None:
+        skip_without_kernel()
+        self.directory = Path(tempfile.mkdtemp(prefix="giantvm-"))
+        self.config = Config(
+            "test",
+            tuple(
+                NodeSpec(name, f"unix:{self.directory}/{name}.sock", memory_bytes) for name in nodes
+            ),
+            heartbeat_ms=heartbeat_ms,
+            timeout_ms=timeout_ms,
+        )
+        self.nodes = [NodeProcess(self.config, name, self.directory) for name in nodes]
+        try:
+            for node in self.nodes:
+                Answer(node).result()
+        except BaseException:
+            self._end()
+            raise
+
+    def call(self, index: int, function: Callable[..., Any], *args: object) -> Any:
+        """Runs `function(site, *args)` on one node."""
+        return self.nodes[index].begin(function, *args).result()
+
+    def each(self, function: Callable[..., Any], *args: object) -> list[Any]:
+        """Runs it on all nodes at the same time."""
+        answers = [node.begin(function, *args) for node in self.nodes]
+        return [answer.result() for answer in answers]
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                there = [node for node in self.nodes if not node.link.closed and _alive(node)]
+                for node in there:
+                    node.leave()
+                for node in there:
+                    assert node.wait() == 0, node.log()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        for node in self.nodes:
+            node.end()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _alive(node: NodeProcess) -> bool:
+    return node._process.is_alive()
+
+
+def alone(function: Callable[..., Any], *args: object) -> Any:
+    """Runs `function(directory, *args)` in a new process without a node; what it returns."""
+    skip_without_kernel()
+    link, child = _SPAWN.Pipe()
+    with tempfile.TemporaryDirectory(prefix="giantvm-") as directory:
+        process = _SPAWN.Process(target=_run_alone, args=(child, function, Path(directory), args))
+        process.start()
+        child.close()
+        try:
+            assert link.poll(ANSWER_S), "the process hangs"
+            good, value, trace = link.recv()
+        finally:
+            process.kill()
+            process.join()
+            process.close()
+            link.close()
+    if not good:
+        value.add_note(trace)
+        raise value
+    return value
+
+
+def one_node(directory: Path) -> Node:
+    """A cluster of this process only."""
+    return Node(nodes=[NodeSpec("solo", f"unix:{directory}/solo.sock", 64 << 20)])
+
+
+def _serve(
+    config: Config, name: str, directory: Path, link: multiprocessing.connection.Connection
+) -> None:
+    log = os.open(directory / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 2)
+    os.close(log)
+    told = threading.Event()
+
+    def on_lost(lost: Lost) -> None:
+        (directory / f"{name}.lost").write_text(lost.node)
+        told.set()
+
+    try:
+        node = giantvm.Node(config, name, on_lost=on_lost)
+    except Exception as error:
+        link.send((False, error, traceback.format_exc()))
+        return
+    with node:
+        site = Site(node, directory, lost=told)
+        link.send((True, None, ""))
+        while True:
+            try:
+                request = link.recv()
+            except EOFError:
+                break
+            if request is None:
+                break
+            _answer(link, request[0], site, request[1])
+        site.kept.clear()
+
+
+def _run_alone(
+    link: multiprocessing.connection.Connection,
+    function: Callable[..., Any],
+    directory: Path,
+    args: Sequence[object],
+) -> None:
+    _answer(link, function, directory, args)
+
+
+def _answer(
+    link: multiprocessing.connection.Connection,
+    function: Callable[..., Any],
+    place: Site | Path,
+    args: Sequence[object],
+) -> None:
+    try:
+        reply = (True, function(place, *args), "")
+    except Exception as error:
+        reply = (False, error.with_traceback(None), traceback.format_exc())
+    link.send(reply)
