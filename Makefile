@@ -26,25 +26,25 @@ help: ## list the targets
 
 demo: demo-regions ## run the main demonstration
 
-demo-regions: $(STAMPS)/develop ## three nodes compute on shared numpy arrays, and tell what the memory did
+demo-regions: $(VENV)/stamp-develop ## three nodes compute on shared numpy arrays, and tell what the memory did
 	@$(BIN)/python examples/demo.py
 
-test: $(STAMPS)/develop $(STAMPS)/nextest $(STAMPS)/fuzz ## lints and all tests but the long ones
+test: $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz ## lints and all tests but the long ones
 	@$(BIN)/python tests/run.py
 
-test-long: $(STAMPS)/develop $(STAMPS)/nextest $(STAMPS)/fuzz ## all tests, the long ones too: takes hours
+test-long: $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz ## all tests, the long ones too: takes hours
 	@$(BIN)/python tests/run.py --long
 
-bench: $(STAMPS)/develop $(STAMPS)/bench ## measure, beside floors and peers; one only: make bench BENCH=name
+bench: $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and peers; one only: make bench BENCH=name
 	@cargo run --release --locked --quiet -p giantvm-bench -- $(if $(BENCH),--bench $(BENCH))
 
-lint: $(STAMPS)/develop ## format, lints and types
+lint: $(VENV)/stamp-develop ## format, lints and types
 	@$(BIN)/python tests/run.py --only lint
 
-wheel: $(STAMPS)/venv ## build the wheel into dist/
+wheel: $(VENV)/stamp-venv ## build the wheel into dist/
 	@$(BIN)/maturin build --release --locked --out dist
 
-lock: $(STAMPS)/venv ## choose the versions of Python packages anew
+lock: $(VENV)/stamp-venv ## choose the versions of Python packages anew
 	@$(PYTHON) -m venv $(STAMPS)/lock-venv
 	@$(STAMPS)/lock-venv/bin/pip install -q pip-tools
 	@for file in requirements requirements-bench; do \
@@ -57,7 +57,7 @@ clean: ## remove what was built
 	rm -rf $(TARGET) $(VENV) dist python/giantvm/*.so
 	find python tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Set-up. A stamp is newer than what it was made from.
+# Set-up. A stamp is newer than what it was made from, and lies beside what it stands for.
 
 # Debian packages, only where what they bring is missing: a compiler for linking, and ensurepip.
 $(STAMPS)/debian:
@@ -69,26 +69,26 @@ $(STAMPS)/debian:
 	tests/debian.sh $$missing
 	@touch $@
 
-$(STAMPS)/venv: requirements.lock $(STAMPS)/debian
+$(VENV)/stamp-venv: requirements.lock | $(STAMPS)/debian
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --no-deps --require-hashes -r requirements.lock
 	@touch $@
 
-$(STAMPS)/develop: $(STAMPS)/venv pyproject.toml $(RUST_SOURCES)
+$(VENV)/stamp-develop: $(VENV)/stamp-venv pyproject.toml $(RUST_SOURCES)
 	@$(BIN)/maturin develop --release --locked --quiet
 	@touch $@
 
-$(STAMPS)/nextest: $(STAMPS)/debian
+$(STAMPS)/nextest: | $(STAMPS)/debian
 	@cargo nextest --version >/dev/null 2>&1 \
 		|| cargo install --locked cargo-nextest --version $(NEXTEST_VERSION)
 	@touch $@
 
-$(STAMPS)/fuzz: $(STAMPS)/debian
+$(STAMPS)/fuzz: | $(STAMPS)/debian
 	@cargo fuzz --version >/dev/null 2>&1 \
 		|| cargo install --locked cargo-fuzz --version $(FUZZ_VERSION)
 	@touch $@
 
-$(STAMPS)/bench: requirements-bench.lock $(STAMPS)/venv
+$(VENV)/stamp-bench: requirements-bench.lock $(VENV)/stamp-venv
 	@missing=; \
 	command -v mpiexec >/dev/null || missing="$$missing openmpi-bin"; \
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \

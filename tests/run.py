@@ -60,7 +60,11 @@ def suites(*, long: bool) -> list[Suite]:
         lint("ruff", ruff, "check", "--quiet", "."),
         lint("ruff format", ruff, "format", "--quiet", "--check", "."),
         lint("mypy", *python, "mypy", "--no-error-summary"),
-        lint("stubtest", *python, "mypy.stubtest", "giantvm._native"),
+        lint(
+            "stubtest",
+            *(*python, "mypy.stubtest", "--concise", "giantvm._native"),
+            *("--allowlist", "tests/stubtest-allowlist.txt", "--ignore-unused-allowlist"),
+        ),
         lint(
             "clippy",
             *("cargo", "clippy", "--quiet", "--locked", "--workspace", "--all-targets"),
@@ -78,6 +82,7 @@ def suites(*, long: bool) -> list[Suite]:
             may_be_empty=True,
         ),
         Suite("fuzzing", [str(ROOT / "tests" / "fuzz.sh")], parse_exit),
+        Suite("wheel", [str(ROOT / "tests" / "wheel.sh")], parse_exit),
         Suite("Python tests", [*python, "pytest", "--color=no", *marked], parse_pytest),
     ]
 

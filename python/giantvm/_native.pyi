@@ -9,6 +9,10 @@ milliseconds; `None` waits without end. Every call that waits releases Python's 
 from collections.abc import Callable
 from typing import Self, final
 
+from typing_extensions import disjoint_base
+
+__all__ = ["NativeNode", "NativeRegion", "query_status", "version"]
+
 def version() -> str:
     """Version of the native module; equal to the package's."""
 
@@ -89,6 +93,7 @@ class NativeNode:
         `BufferError` while buffers of a region are exported; then nothing is closed.
         """
 
+@disjoint_base
 class NativeRegion:
     """A region's memory at this node: a writable buffer of `size` bytes."""
 
