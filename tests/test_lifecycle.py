@@ -243,7 +243,13 @@ def test_a_node_that_makes_no_sense_is_refused(arguments: Any, told: str) -> Non
 
 def bad_names(directory: Path) -> int:
     with one_node(directory) as node:
-        makers = [node.region, node.mutex, node.rwlock, node.barrier, node.counter]
+        makers: list[Callable[[str], object]] = [
+            node.region,
+            node.mutex,
+            node.rwlock,
+            node.barrier,
+            node.counter,
+        ]
         refused = 0
         for make in makers:
             for name in ("", "a\nb", "x" * 256):
