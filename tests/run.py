@@ -154,7 +154,7 @@ def stream(command: Sequence[str]) -> tuple[int, list[str]]:
 
 # What libtest says around each single test that nextest starts.
 _NOISE: Final = re.compile(
-    r"(running 1 test|test \S+ \.\.\. ok|test result: ok\. 1 passed; .*|── (STDOUT|stdout).*)?"
+    r"(running 1 test|test \S+ \.\.\. ok|test result: ok\. 1 passed; .*|stdout ─+)?"
 )
 _RUST_SKIP: Final = re.compile(r".*\bSKIPPED: (.+)")
 
