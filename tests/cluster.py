@@ -59,21 +59,16 @@ class Site:
 class Answer:
     """The result, still to come, of a call on a node."""
 
-    def __init__(self, process: NodeProcess) -> None:
+    def __init__(self, process: NodeProcess, number: int) -> None:
         self._process = process
+        self._number = number
 
     def result(self) -> Any:
         """What the function returned; raises what it raised."""
-        link = self._process.link
-        if not link.poll(ANSWER_S):
-            raise AssertionError(f"node {self._process.name} hangs\n{self._process.log()}")
-        try:
-            good, value, trace = link.recv()
-        except EOFError:
-            raise AssertionError(
-                f"node {self._process.name} ended with {self._process.wait()}\n"
-                f"{self._process.log()}"
-            ) from None
+        number, good, value, trace = self._process.receive()
+        # Answers that a failed test did not wait for are not the answer of the next one.
+        while number != self._number:
+            number, good, value, trace = self._process.receive()
         if not good:
             value.add_note(f"on node {self._process.name}:\n{trace}")
             raise value
@@ -90,6 +85,7 @@ class NodeProcess:
         self.link, child = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_serve, args=(config, name, directory, child))
         self._process.start()
+        self._calls = 0
         child.close()
 
     @property
@@ -99,8 +95,21 @@ class NodeProcess:
 
     def begin(self, function: Callable[..., Any], *args: object) -> Answer:
         """Starts `function(site, *args)` there."""
-        self.link.send((function, args))
-        return Answer(self)
+        self._calls += 1
+        self.link.send((self._calls, function, args))
+        return Answer(self, self._calls)
+
+    def receive(self) -> tuple[int, bool, Any, str]:
+        """The next answer: its number, whether it is good, its value, and the trace if not."""
+        if not self.link.poll(ANSWER_S):
+            raise AssertionError(f"node {self.name} hangs\n{self.log()}")
+        try:
+            answer: tuple[int, bool, Any, str] = self.link.recv()
+        except (EOFError, ConnectionResetError):
+            raise AssertionError(
+                f"node {self.name} ended with {self.wait()}\n{self.log()}"
+            ) from None
+        return answer
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
@@ -158,7 +167,7 @@ class Cluster:
         self.nodes = [NodeProcess(self.config, name, self.directory) for name in nodes]
         try:
             for node in self.nodes:
-                Answer(node).result()
+                Answer(node, 0).result()
         except BaseException:
             self._end()
             raise
@@ -211,7 +220,7 @@ def alone(function: Callable[..., Any], *args: object) -> Any:
         child.close()
         try:
             assert link.poll(ANSWER_S), "the process hangs"
-            good, value, trace = link.recv()
+            _, good, value, trace = link.recv()
         finally:
             process.kill()
             process.join()
@@ -243,11 +252,11 @@ def _serve(
     try:
         node = giantvm.Node(config, name, on_lost=on_lost)
     except Exception as error:
-        link.send((False, error, traceback.format_exc()))
+        link.send((0, False, error, traceback.format_exc()))
         return
     with node:
         site = Site(node, directory, lost=told)
-        link.send((True, None, ""))
+        link.send((0, True, None, ""))
         while True:
             try:
                 request = link.recv()
@@ -255,7 +264,8 @@ def _serve(
                 break
             if request is None:
                 break
-            _answer(link, request[0], site, request[1])
+            number, function, args = request
+            _answer(link, number, function, site, args)
         site.kept.clear()
 
 
@@ -265,17 +275,18 @@ def _run_alone(
     directory: Path,
     args: Sequence[object],
 ) -> None:
-    _answer(link, function, directory, args)
+    _answer(link, 0, function, directory, args)
 
 
 def _answer(
     link: multiprocessing.connection.Connection,
+    number: int,
     function: Callable[..., Any],
     place: Site | Path,
     args: Sequence[object],
 ) -> None:
     try:
-        reply = (True, function(place, *args), "")
+        reply = (number, True, function(place, *args), "")
     except Exception as error:
-        reply = (False, error.with_traceback(None), traceback.format_exc())
+        reply = (number, False, error.with_traceback(None), traceback.format_exc())
     link.send(reply)

@@ -19,7 +19,9 @@ from cluster import ANSWER_S, EXIT_LOST, Cluster, NodeProcess, Site
 from giantvm import PAGE_SIZE
 
 PAGES = 64
-LINE = re.compile(r'giantvm: region "load" offset 0x[0-9a-f]+: lost with node (a|b|c) \(.+\)')
+LINE = re.compile(
+    r'giantvm: region "load" offset 0x[0-9a-f]+: lost with node (a|b|c) \(.+\)(; .+)?'
+)
 
 
 def keep_busy(site: Site, seed: int) -> None:
