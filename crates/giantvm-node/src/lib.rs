@@ -5,12 +5,13 @@
 //! - [`control`]: the messages that carry both between nodes, and their bytes;
 //! - [`limits`]: every bound, with its reason.
 //!
-//! All of it is sans-IO: an event and the time go in, actions come out. Whoever drives these
-//! machines owns the clock and the connections.
+//! These are sans-IO: an event and the time go in, actions come out. [`node`] drives them: it owns
+//! the clock and the connections.
 
 #![forbid(unsafe_code)]
 
 pub mod control;
 pub mod limits;
 pub mod membership;
+pub mod node;
 pub mod sync;

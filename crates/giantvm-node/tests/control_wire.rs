@@ -1,5 +1,7 @@
 //! Control messages survive their bytes, and other bytes never do harm.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
 use dsm_core::types::{NodeId, NodeSet, RegionId};
 use giantvm_node::control::{
     Change, ControlMessage, DecodeError, Heartbeat, MemberMessage, RegionMessage,

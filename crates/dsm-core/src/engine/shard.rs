@@ -28,6 +28,7 @@ pub(super) struct Outgoing {
 struct Hold {
     deadline: Instant,
     keep_max: std::time::Duration,
+    pages: u64,
     /// Present while it gathers.
     reply: Option<Reply<Result<(), HoldError>>>,
 }
@@ -242,7 +243,8 @@ impl Shard {
             return Ok(());
         }
         let HoldRequest { id, pages, access, deadline, keep_max } = request;
-        self.holds.insert(id, Hold { deadline, keep_max, reply: Some(reply) });
+        self.holds
+            .insert(id, Hold { deadline, keep_max, pages: pages.len() as u64, reply: Some(reply) });
         self.run(&[], outgoing, |protocol, world| protocol.hold(id, &pages, access, world))
     }
 
@@ -296,6 +298,7 @@ impl Shard {
             latency: self.latency.clone(),
             metadata_bytes: self.protocol.metadata_bytes(),
             holds: self.holds.len() as u64,
+            pages_held: self.holds.values().map(|hold| hold.pages).sum(),
             holds_expired: self.holds_expired,
             contentions: self.contentions,
             ended: self.protocol.has_ended(),

@@ -155,6 +155,8 @@ pub struct RegionStats {
     pub metadata_bytes: u64,
     /// Holds that are complete or gathering.
     pub holds: u64,
+    /// Pages of these.
+    pub pages_held: u64,
     /// Holds that were released because their time was up.
     pub holds_expired: u64,
     /// Times that a worker went to sleep in the kernel.
@@ -179,6 +181,7 @@ impl RegionStats {
         self.contended.truncate(10);
         self.metadata_bytes += other.metadata_bytes;
         self.holds += other.holds;
+        self.pages_held += other.pages_held;
         self.holds_expired += other.holds_expired;
         self.sleeps += other.sleeps;
         self.contentions += other.contentions;

@@ -19,6 +19,7 @@ pub const MAGIC: [u8; 8] = *b"giantvm\0";
 const ANSWER_MAGIC: [u8; 4] = *b"gvm?";
 /// [`RawHello::channel`] of [`Channel::Control`].
 const CHANNEL_CONTROL: u8 = 0xff;
+const CHANNEL_STATUS: u8 = 0xfe;
 
 /// Names a cluster; nodes of different clusters refuse each other.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +49,8 @@ pub enum Channel {
     Control,
     /// The pages of the worker with this number, on both sides.
     Worker(u8),
+    /// Asks for the node's status; the caller needs to be no node, and is told nothing else.
+    Status,
 }
 
 impl fmt::Display for Channel {
@@ -55,6 +58,7 @@ impl fmt::Display for Channel {
         match self {
             Channel::Control => write!(f, "control channel"),
             Channel::Worker(worker) => write!(f, "channel of worker {worker}"),
+            Channel::Status => write!(f, "status channel"),
         }
     }
 }
@@ -70,7 +74,7 @@ pub struct Identity {
     pub node: NodeId,
     /// Nodes in the cluster's list, 1 to 64.
     pub nodes: u8,
-    /// Worker threads of every node of the cluster, 1 to 254.
+    /// Worker threads of every node of the cluster, 1 to 253.
     pub workers: u8,
     /// This process of the node.
     pub incarnation: Incarnation,
@@ -186,6 +190,7 @@ impl Hello {
             channel: match self.channel {
                 Channel::Control => CHANNEL_CONTROL,
                 Channel::Worker(worker) => worker,
+                Channel::Status => CHANNEL_STATUS,
             },
             to: self.to.index() as u8,
             reserved_a: 0,
@@ -226,6 +231,7 @@ impl Hello {
         })?;
         let channel = match raw.channel {
             CHANNEL_CONTROL => Channel::Control,
+            CHANNEL_STATUS => Channel::Status,
             worker => Channel::Worker(worker),
         };
         let node = |index: u8, code| {
@@ -255,6 +261,9 @@ impl Hello {
     /// # Errors
     /// The first field that does not fit, with both values.
     pub fn check(&self, local: &Identity) -> Result<(), Refusal> {
+        if self.channel == Channel::Status {
+            return Ok(());
+        }
         let from = &self.from;
         ensure(from.cluster == local.cluster, RefusalCode::Cluster, || {
             format!("cluster {} does not match cluster {}", from.cluster, local.cluster)
@@ -292,6 +301,9 @@ impl Hello {
     /// The first field that does not fit, with both values.
     pub fn check_answer(&self, asked: &Hello) -> Result<(), Refusal> {
         self.check(&asked.from)?;
+        if (self.channel, asked.channel) == (Channel::Status, Channel::Status) {
+            return Ok(());
+        }
         ensure(self.from.node == asked.to, RefusalCode::Node, || {
             format!("node {} answers a call for node {}", self.from.node, asked.to)
         })?;

@@ -135,6 +135,26 @@ pub enum RegionMessage {
         /// Why, for people.
         reason: String,
     },
+    /// To the deciding node: asks where the named block of a region is; the first to ask places it.
+    Allocate {
+        /// The number of the request at the sender.
+        ticket: u64,
+        /// The region.
+        region: RegionId,
+        /// The block's name: 1 to 200 bytes.
+        name: String,
+        /// Its length.
+        bytes: u64,
+        /// A power of two that divides its offset.
+        align: u64,
+    },
+    /// The named block's place.
+    Allocated {
+        /// [`RegionMessage::Allocate::ticket`].
+        ticket: u64,
+        /// Its offset in the region.
+        offset: u64,
+    },
     /// The region ends at the receiver.
     Close {
         /// The region.
@@ -159,6 +179,8 @@ mod kind {
     pub(super) const REGION_CREATED: u8 = 17;
     pub(super) const REGION_REFUSED: u8 = 18;
     pub(super) const REGION_CLOSE: u8 = 19;
+    pub(super) const REGION_ALLOCATE: u8 = 20;
+    pub(super) const REGION_ALLOCATED: u8 = 21;
     pub(super) const SYNC_REQUEST: u8 = 32;
     pub(super) const SYNC_REPLY: u8 = 33;
 }
@@ -198,7 +220,7 @@ impl ControlMessage {
         let message = match from.u8("kind")? {
             kind::SYNC_REQUEST => Self::SyncRequest(SyncRequest::read(&mut from)?),
             kind::SYNC_REPLY => Self::SyncReply(SyncReply::read(&mut from)?),
-            kind @ kind::REGION_CREATE..=kind::REGION_CLOSE => {
+            kind @ kind::REGION_CREATE..=kind::REGION_ALLOCATED => {
                 Self::Region(RegionMessage::read(kind, &mut from)?)
             }
             kind => Self::Member(MemberMessage::read(kind, &mut from)?),
@@ -332,6 +354,19 @@ impl RegionMessage {
                 to.u8(kind::REGION_CLOSE);
                 to.u32(region.0);
             }
+            Self::Allocate { ticket, region, name, bytes, align } => {
+                to.u8(kind::REGION_ALLOCATE);
+                to.u64(*ticket);
+                to.u32(region.0);
+                to.text(name);
+                to.u64(*bytes);
+                to.u64(*align);
+            }
+            Self::Allocated { ticket, offset } => {
+                to.u8(kind::REGION_ALLOCATED);
+                to.u64(*ticket);
+                to.u64(*offset);
+            }
         }
     }
 
@@ -354,6 +389,16 @@ impl RegionMessage {
                 Self::Refused { ticket: from.u64("ticket")?, reason: read_reason(from)? }
             }
             kind::REGION_CLOSE => Self::Close { region: RegionId(from.u32("region")?) },
+            kind::REGION_ALLOCATE => Self::Allocate {
+                ticket: from.u64("ticket")?,
+                region: RegionId(from.u32("region")?),
+                name: read_region_name(from)?,
+                bytes: from.u64("bytes")?,
+                align: from.u64("align")?,
+            },
+            kind::REGION_ALLOCATED => {
+                Self::Allocated { ticket: from.u64("ticket")?, offset: from.u64("offset")? }
+            }
             other => return Err(DecodeError::Invalid { field: "kind", value: other.into() }),
         })
     }

@@ -44,7 +44,8 @@ pub(super) fn start(
                 match dial(&address, &hello, Instant::now() + ATTEMPT, Options::default()) {
                     Ok((stream, answer)) => {
                         let hello = Hello { channel, ..answer };
-                        inbox.send(ToDriver::Connected(Connected { peer, hello, stream }));
+                        let connected = Connected { peer, hello, stream };
+                        inbox.send(ToDriver::Connected(Box::new(connected)));
                         break;
                     }
                     Err(error) => {

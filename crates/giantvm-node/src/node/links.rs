@@ -104,8 +104,7 @@ impl Links {
         source: Source,
         writable: bool,
     ) -> std::io::Result<()> {
-        let interest =
-            if writable { epoll::EventFlags::OUT } else { epoll::EventFlags::IN };
+        let interest = if writable { epoll::EventFlags::OUT } else { epoll::EventFlags::IN };
         Ok(epoll::add(&self.epoll, fd, source.data(), interest)?)
     }
 

@@ -46,8 +46,7 @@ pub(super) fn end_regions(
                 let _ = returned.recv_timeout(GRACE);
             }
         }
-        let registrations =
-            registrations.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let registrations = registrations.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for registration in registrations.iter() {
             registration.mark_lost(&lost.node, &lost.reason);
         }

@@ -15,7 +15,7 @@ mod lost;
 mod regions;
 mod status;
 
-pub use api::{Node, NodeError, Region};
+pub use api::{Node, NodeError, Patience, Region};
 pub use config::{NodeConfig, NodeSpec};
-pub use lost::Lost;
+pub use lost::{Lost, LostCallback};
 pub use status::query_status;

@@ -1,6 +1,8 @@
 //! A small world for memberships: nodes, ordered links that can be cut, processes that can be
 //! killed, stopped or late. It checks safety after every single step.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
 use std::collections::VecDeque;
 
 use giantvm_node::control::{ControlMessage, MemberMessage};

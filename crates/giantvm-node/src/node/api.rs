@@ -1,0 +1,587 @@
+//! A node, as programs use it.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use dsm_core::engine::{Engine, HoldError, RegionStats};
+use dsm_core::pages::RegionMemory;
+use dsm_core::transport::Listener;
+use dsm_core::types::{Access, NodeId, PAGE_SIZE, Page, RegionId, ThreadId};
+
+use super::config::{Checked, NodeConfig};
+use super::driver::{
+    Driver, Inbox, OpenRegion, RegionReply, Setup, Shared, ToDriver, chain, lock, now_ms,
+};
+use super::lost::{Lost, LostCallback};
+use super::regions::NO_ROOM;
+use super::{dialer, status};
+use crate::limits::NAME_BYTES_MAX;
+use crate::membership::Membership;
+use crate::sync::{Outcome, SyncError, SyncName, SyncOp, SyncRequest};
+
+/// How often a waiting call looks whether its caller was interrupted.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long a cancelled wait may take to end; reached only if a home does not answer.
+const CANCEL: Duration = Duration::from_secs(5);
+/// The barrier at which closing nodes meet; no name that a program can use.
+const CLOSE_BARRIER: &str = "\0close";
+
+/// Why a node did not do what it was asked to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// The configuration can't work.
+    #[error("{what}")]
+    Config {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An address that other machines can reach, without leave.
+    #[error(
+        "node {node} listens on {address}, which other machines can reach, and nothing \
+         authenticates them; use a loopback address or a Unix socket, or allow it with --insecure"
+    )]
+    NotLoopback {
+        /// The node.
+        node: String,
+        /// Its address.
+        address: String,
+    },
+    /// The node can't listen, or the kernel refuses threads or descriptors.
+    #[error("can't start: {reason}")]
+    Start {
+        /// Why.
+        reason: String,
+    },
+    /// The cluster did not come about.
+    #[error("can't join the cluster: {reason}")]
+    Join {
+        /// Why.
+        reason: String,
+    },
+    /// A node is lost, and with it the cluster's regions and locks.
+    #[error("node {} is lost: {}", .0.node, .0.reason)]
+    Lost(Lost),
+    /// The node was closed.
+    #[error("this node is closed")]
+    Closed,
+    /// The time is up.
+    #[error("timed out waiting for {what}")]
+    TimedOut {
+        /// What for.
+        what: String,
+    },
+    /// The caller was interrupted.
+    #[error("interrupted")]
+    Interrupted,
+    /// The home of a lock, barrier or counter refuses.
+    #[error("{name}: {error}")]
+    Sync {
+        /// The object.
+        name: String,
+        /// Why.
+        error: SyncError,
+    },
+    /// A name that can't be one.
+    #[error("{what}")]
+    Name {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A region can't be opened.
+    #[error("{reason}")]
+    Region {
+        /// Why.
+        reason: String,
+    },
+    /// A region has no room for a named block.
+    #[error("{reason}")]
+    NoRoom {
+        /// Why.
+        reason: String,
+    },
+    /// Pages can't be held.
+    #[error("{0}")]
+    Hold(HoldError),
+    /// Nobody answers at an address.
+    #[error("{reason}")]
+    Unreachable {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How long a call waits, and what interrupts it.
+pub struct Patience<'a> {
+    /// When to give up.
+    pub deadline: Option<Instant>,
+    /// Asked every 50 ms whether to give up now.
+    pub interrupted: &'a dyn Fn() -> bool,
+}
+
+impl Patience<'_> {
+    /// Waits as long as it takes.
+    pub const FOREVER: Patience<'static> = Patience { deadline: None, interrupted: &|| false };
+
+    /// Waits for `timeout`, or as long as it takes.
+    pub fn new(timeout: Option<Duration>, interrupted: &dyn Fn() -> bool) -> Patience<'_> {
+        Patience { deadline: timeout.map(|timeout| Instant::now() + timeout), interrupted }
+    }
+
+    /// The answer, or why there is none; `None` if the other side is gone.
+    fn wait<T>(&self, answer: &Receiver<T>) -> Result<Option<T>, Impatience> {
+        loop {
+            let left = self.deadline.map(|it| it.saturating_duration_since(Instant::now()));
+            match answer.recv_timeout(left.map_or(LOOK, |left| left.min(LOOK))) {
+                Ok(value) => return Ok(Some(value)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if (self.interrupted)() {
+                return Err(Impatience::Interrupted);
+            }
+            if left.is_some_and(|left| left.is_zero()) {
+                return Err(Impatience::TimedOut);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Impatience {
+    TimedOut,
+    Interrupted,
+}
+
+impl Impatience {
+    fn error(self, what: &str) -> NodeError {
+        match self {
+            Self::TimedOut => NodeError::TimedOut { what: what.into() },
+            Self::Interrupted => NodeError::Interrupted,
+        }
+    }
+}
+
+/// A running node. Dropping the last handle ends it, without waiting for others; regions keep it
+/// alive.
+pub struct Node {
+    config: Arc<NodeConfig>,
+    me: NodeId,
+    engine: Arc<Engine>,
+    shared: Arc<Shared>,
+    inbox: Inbox,
+    tickets: AtomicU64,
+    driver: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Node {
+    /// Starts a node and waits until the whole cluster is connected.
+    ///
+    /// `on_lost` is called once, on a thread of its own, when a node is lost, before accesses to
+    /// lost memory end the process, but for 200 ms at most.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError::Config`], [`NodeError::NotLoopback`], [`NodeError::Start`] if the address is
+    /// taken or the kernel refuses, [`NodeError::Join`] if not all nodes came in time, or one
+    /// refused this node.
+    pub fn start(
+        config: NodeConfig,
+        on_lost: Option<Arc<LostCallback>>,
+        patience: &Patience<'_>,
+    ) -> Result<Self, NodeError> {
+        let Checked { me, addresses, membership } = config.check()?;
+        let config = Arc::new(config);
+        let failed = |reason: String| NodeError::Start { reason };
+        let listener =
+            Listener::bind(&addresses[me.index()]).map_err(|error| failed(chain(&error)))?;
+        let (sender, messages) = mpsc::channel();
+        let inbox = Inbox::new(sender).map_err(|error| failed(error.to_string()))?;
+        let events = inbox.clone();
+        let engine = Engine::start(config.engine(me), move |event| {
+            events.send(ToDriver::Engine(event));
+        })
+        .map_err(|error| failed(chain(&error)))?;
+        let engine = Arc::new(engine);
+        let shared = Arc::new(Shared::default());
+        let incarnation = membership.incarnation;
+        let membership = Membership::new(membership, now_ms())
+            .map_err(|error| NodeError::Config { what: error.to_string() })?;
+        lock(&shared.status).missing = membership.missing();
+        let (started, when_started) = mpsc::sync_channel(1);
+        let driver = Driver::new(Setup {
+            config: Arc::clone(&config),
+            me,
+            incarnation,
+            membership,
+            listener,
+            engine: Arc::clone(&engine),
+            shared: Arc::clone(&shared),
+            messages,
+            inbox: inbox.clone(),
+            on_lost,
+            started,
+        })
+        .map_err(|error| failed(error.to_string()))?;
+        let thread = std::thread::Builder::new()
+            .name("gvm-control".into())
+            .spawn(move || driver.run())
+            .map_err(|error| failed(error.to_string()))?;
+        let node = Self {
+            config,
+            me,
+            engine,
+            shared,
+            inbox,
+            tickets: AtomicU64::new(1),
+            driver: Mutex::new(Some(thread)),
+        };
+        let local = node.config.identity(me, incarnation, 0);
+        for (index, address) in addresses.iter().take(me.index()).enumerate() {
+            let Some(peer) = NodeId::new(index) else { break };
+            let (inbox, stop) = (node.inbox.clone(), Arc::clone(&node.shared.stop_dialing));
+            dialer::start(&node.config, local, peer, address.clone(), inbox, stop)
+                .map_err(|error| failed(error.to_string()))?;
+        }
+        node.wait_for_start(&when_started, patience)?;
+        Ok(node)
+    }
+
+    fn wait_for_start(
+        &self,
+        started: &Receiver<Result<(), NodeError>>,
+        patience: &Patience<'_>,
+    ) -> Result<(), NodeError> {
+        match patience.wait(started) {
+            Ok(Some(result)) => result,
+            Ok(None) => Err(NodeError::Closed),
+            Err(impatience) => Err(impatience.error(&self.missing_nodes())),
+        }
+    }
+
+    /// Which nodes are not there, and why as far as this node knows.
+    fn missing_nodes(&self) -> String {
+        let status = lock(&self.shared.status);
+        let names: Vec<String> = status
+            .missing
+            .iter()
+            .map(|node| {
+                let name = &self.config.nodes[node.index().min(self.config.nodes.len() - 1)].name;
+                match status.dial_errors.get(&node) {
+                    Some(reason) => format!("{name} ({reason})"),
+                    None => format!("{name} (it has not connected)"),
+                }
+            })
+            .collect();
+        if names.is_empty() {
+            "the other nodes' connections to each other".into()
+        } else {
+            format!("the nodes {}", names.join(", "))
+        }
+    }
+
+    /// This node's position in the list.
+    pub fn index(&self) -> usize {
+        self.me.index()
+    }
+
+    /// The configuration it was started with.
+    pub fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    /// The membership epoch: it rises when a node leaves or is removed.
+    pub fn epoch(&self) -> u64 {
+        lock(&self.shared.status).epoch
+    }
+
+    /// The lost node, if there is one.
+    pub fn lost(&self) -> Option<Lost> {
+        lock(&self.shared.lost).clone()
+    }
+
+    /// Status as a JSON object.
+    pub fn status_json(&self) -> String {
+        status::render(&self.config, self.me, &self.engine, &self.shared).to_string()
+    }
+
+    /// Opens the region `name`; the first of the cluster to give a size (`Some`, in bytes, a
+    /// multiple of 4096) creates it, others wait for that.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError::Region`] if it exists with another size, or the nodes can't hold it and
+    /// `overcommit` is false; and what ends waiting.
+    pub fn region(
+        self: &Arc<Self>,
+        name: &str,
+        bytes: Option<u64>,
+        overcommit: bool,
+        patience: &Patience<'_>,
+    ) -> Result<Region, NodeError> {
+        check_name(name)?;
+        self.ask_regions(&format!("region \"{name}\""), patience, |ticket, reply| {
+            let (name, bytes) = (name.to_owned(), bytes.unwrap_or(0));
+            ToDriver::Open { ticket, name, bytes, overcommit, reply }
+        })?;
+        let open = lock(&self.shared.regions).get(name).cloned();
+        let OpenRegion { region, memory } = open.ok_or(NodeError::Closed)?;
+        Ok(Region { node: Arc::clone(self), region, memory })
+    }
+
+    fn ask_regions(
+        &self,
+        what: &str,
+        patience: &Patience<'_>,
+        message: impl FnOnce(u64, SyncSender<RegionReply>) -> ToDriver,
+    ) -> RegionReply {
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+        let (reply, answer) = mpsc::sync_channel(1);
+        if !self.inbox.send(message(ticket, reply)) {
+            return Err(self.gone());
+        }
+        match patience.wait(&answer) {
+            Ok(Some(result)) => result,
+            Ok(None) => Err(self.gone()),
+            Err(impatience) => {
+                self.inbox.send(ToDriver::Forget { ticket });
+                Err(impatience.error(what))
+            }
+        }
+    }
+
+    /// Why the control thread does not answer.
+    fn gone(&self) -> NodeError {
+        self.lost().map_or(NodeError::Closed, NodeError::Lost)
+    }
+
+    /// Asks the home of a synchronisation object. A lock is held under the ticket returned.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError::Sync`] if the home refuses; and what ends waiting, after which nothing is held.
+    pub fn sync(
+        &self,
+        name: &str,
+        op: SyncOp,
+        patience: &Patience<'_>,
+    ) -> Result<(u64, Outcome), NodeError> {
+        check_name(name)?;
+        self.sync_unchecked(name, op, patience)
+    }
+
+    fn sync_unchecked(
+        &self,
+        text: &str,
+        op: SyncOp,
+        patience: &Patience<'_>,
+    ) -> Result<(u64, Outcome), NodeError> {
+        let name =
+            SyncName::new(text).map_err(|error| NodeError::Name { what: error.to_string() })?;
+        let (ticket, answer) = self.send_sync(name.clone(), op)?;
+        match patience.wait(&answer) {
+            Ok(answer) => self.sync_result(text, ticket, answer),
+            Err(impatience) => {
+                let waiter = SyncOp::Cancel { waiter: ticket };
+                let (_, cancelled) = self.send_sync(name, waiter)?;
+                match cancelled.recv_timeout(CANCEL) {
+                    // Its own answer came before: the wait has succeeded after all.
+                    Ok(Ok(Outcome::NotWaiting)) => match answer.try_recv() {
+                        Ok(result) => self.sync_result(text, ticket, Some(result)),
+                        Err(_) => Err(impatience.error(&format!("\"{text}\""))),
+                    },
+                    Err(RecvTimeoutError::Disconnected) => Err(self.gone()),
+                    _ => Err(impatience.error(&format!("\"{text}\""))),
+                }
+            }
+        }
+    }
+
+    fn send_sync(
+        &self,
+        name: SyncName,
+        op: SyncOp,
+    ) -> Result<(u64, Receiver<Result<Outcome, SyncError>>), NodeError> {
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+        let (reply, answer) = mpsc::sync_channel(1);
+        let request = SyncRequest { ticket, name, op };
+        if self.inbox.send(ToDriver::Sync { request, reply }) {
+            Ok((ticket, answer))
+        } else {
+            Err(self.gone())
+        }
+    }
+
+    fn sync_result(
+        &self,
+        name: &str,
+        ticket: u64,
+        answer: Option<Result<Outcome, SyncError>>,
+    ) -> Result<(u64, Outcome), NodeError> {
+        match answer {
+            Some(Ok(outcome)) => Ok((ticket, outcome)),
+            Some(Err(SyncError::PeerLost { .. })) if self.lost().is_some() => Err(self.gone()),
+            Some(Err(error)) => Err(NodeError::Sync { name: name.into(), error }),
+            None => Err(self.gone()),
+        }
+    }
+
+    /// Leaves the cluster. Since this node owns pages that others may need, it serves them until
+    /// all nodes close, unless `abandon`, or until `patience` ends, which for others is the loss of
+    /// this node if they use regions. Once a node is lost, nothing is waited for.
+    ///
+    /// # Errors
+    ///
+    /// What ended the waiting; the node has left all the same.
+    pub fn close(&self, abandon: bool, patience: &Patience<'_>) -> Result<(), NodeError> {
+        let Some(driver) = lock(&self.driver).take() else { return Ok(()) };
+        let mut result = Ok(());
+        if !abandon && self.lost().is_none() && lock(&self.shared.status).running {
+            self.inbox.send(ToDriver::Closing);
+            let parties = self.config.nodes.len() as u32;
+            let op = SyncOp::BarrierWait { parties };
+            result = match self.sync_unchecked(CLOSE_BARRIER, op, patience) {
+                Err(error @ (NodeError::TimedOut { .. } | NodeError::Interrupted)) => Err(error),
+                // Done, or nobody is left to wait for.
+                _ => Ok(()),
+            };
+        }
+        self.inbox.send(ToDriver::Leave);
+        self.shared.stop_dialing.store(true, Ordering::Relaxed);
+        if driver.join().is_err() {
+            log::error!("the control thread has panicked");
+        }
+        result
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.close(true, &Patience::FOREVER);
+        // The signal handler must not speak for memory that is about to go.
+        lock(&self.shared.registrations).clear();
+    }
+}
+
+fn check_name(name: &str) -> Result<(), NodeError> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+        let what = format!(
+            "a name has 1 to {NAME_BYTES_MAX} bytes and no control characters, {name:?} does not"
+        );
+        return Err(NodeError::Name { what });
+    }
+    Ok(())
+}
+
+/// A region that this node has open. Its memory stays mapped as long as a handle lives.
+#[derive(Clone)]
+pub struct Region {
+    node: Arc<Node>,
+    region: RegionId,
+    memory: Arc<RegionMemory>,
+}
+
+impl Region {
+    /// The region's name.
+    pub fn name(&self) -> &str {
+        self.memory.name()
+    }
+
+    /// Its size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.memory.pages() * PAGE_SIZE as u64
+    }
+
+    /// Its memory: what [`RegionMemory::view`] says may be read and written at any time.
+    pub fn memory(&self) -> &RegionMemory {
+        &self.memory
+    }
+
+    /// Offset of the named block, the same on all nodes; the first to ask places it.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError::Region`] if the block exists with another size or alignment,
+    /// [`NodeError::NoRoom`].
+    pub fn allocate(
+        &self,
+        name: &str,
+        bytes: u64,
+        align: u64,
+        patience: &Patience<'_>,
+    ) -> RegionReply {
+        check_name(name)?;
+        let region = self.region;
+        let result =
+            self.node.ask_regions(&format!("block \"{name}\""), patience, |ticket, reply| {
+                ToDriver::Allocate { ticket, region, name: name.to_owned(), bytes, align, reply }
+            });
+        match result {
+            Err(NodeError::Region { reason }) if reason.starts_with(NO_ROOM) => {
+                Err(NodeError::NoRoom { reason })
+            }
+            result => result,
+        }
+    }
+
+    /// What its memory did on this node.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError::Closed`].
+    pub fn stats(&self) -> Result<RegionStats, NodeError> {
+        self.node.engine.stats(self.region).map_err(|_| NodeError::Closed)
+    }
+
+    /// [`Region::stats`] as a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError::Closed`].
+    pub fn stats_json(&self) -> Result<String, NodeError> {
+        Ok(status::render_stats(&self.stats()?).to_string())
+    }
+
+    /// Asks for copies of the pages of a range of bytes, without waiting.
+    pub fn prefetch(&self, bytes: Range<u64>) {
+        self.node.engine.prefetch(self.region, pages(bytes));
+    }
+
+    /// Switches fault-around: off for random access, on otherwise.
+    pub fn set_fault_around(&self, on: bool) {
+        self.node.engine.set_fault_around(self.region, on);
+    }
+
+    /// Fetches the pages of a range of bytes and keeps them here until [`Region::release`], or for
+    /// ten seconds at most.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError::Hold`].
+    pub fn hold(
+        &self,
+        bytes: Range<u64>,
+        access: Access,
+        timeout: Duration,
+    ) -> Result<ThreadId, NodeError> {
+        let hold = self.node.engine.hold(self.region, pages(bytes), access, timeout);
+        match hold {
+            Ok(hold) => Ok(hold.into_id()),
+            Err(HoldError::Ended) => Err(self.node.gone()),
+            Err(error) => Err(NodeError::Hold(error)),
+        }
+    }
+
+    /// Ends a hold, once.
+    pub fn release(&self, hold: ThreadId) {
+        self.node.engine.release(self.region, hold);
+    }
+}
+
+/// The pages that contain a range of bytes.
+fn pages(bytes: Range<u64>) -> Range<Page> {
+    Page(bytes.start / PAGE_SIZE as u64)..Page(bytes.end.div_ceil(PAGE_SIZE as u64))
+}

@@ -1,0 +1,755 @@
+//! The control thread: one loop over connections, commands and the clock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use dsm_core::engine::{Engine, EngineEvent, RegionSpec};
+use dsm_core::pages::RegionMemory;
+use dsm_core::pages::sigbus::Registration;
+use dsm_core::protocol::Features;
+use dsm_core::transport::{
+    Incoming, Interest, Listener, Options, Progress, Received, Reject, Stream, Transport,
+};
+use dsm_core::types::{NodeId, PAGE_SIZE, RegionId};
+use dsm_core::uffd::Mode;
+use dsm_core::wire::{Channel, Hello, Identity, Kind};
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::api::NodeError;
+use super::config::NodeConfig;
+use super::dialer::Connected;
+use super::links::{CONTROL_KIND, Link, Links, Source};
+use super::lost::{Lost, LostCallback, Registrations, end_regions};
+use super::regions::{Addressed, Directory};
+use super::status::Status;
+use crate::control::{ControlMessage, MemberMessage, RegionMessage};
+use crate::membership::{Action, EndReason, Event, Membership, State};
+use crate::sync::{Outcome, SyncError, SyncHome, SyncReply, SyncRequest, home_of};
+
+/// Callers whose handshake is under way at a time; more wait in the kernel's queue.
+const INCOMING_MAX: usize = 256;
+/// How long a caller may take for its handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// Answers a thread of the application; it may be gone.
+pub(super) type Reply<T> = SyncSender<T>;
+
+/// What the control thread is told.
+pub(super) enum ToDriver {
+    Connected(Box<Connected>),
+    DialFailed {
+        peer: NodeId,
+        reason: String,
+    },
+    Engine(EngineEvent),
+    Sync {
+        request: SyncRequest,
+        reply: Reply<Result<Outcome, SyncError>>,
+    },
+    Open {
+        ticket: u64,
+        name: String,
+        bytes: u64,
+        overcommit: bool,
+        reply: Reply<RegionReply>,
+    },
+    Allocate {
+        ticket: u64,
+        region: RegionId,
+        name: String,
+        bytes: u64,
+        align: u64,
+        reply: Reply<RegionReply>,
+    },
+    /// Nobody waits for this ticket any more.
+    Forget {
+        ticket: u64,
+    },
+    /// The program is about to close: other nodes may leave from now on.
+    Closing,
+    Leave,
+}
+
+/// The end of a request about regions: a region's number or an offset.
+pub(super) type RegionReply = Result<u64, NodeError>;
+
+/// The way to the control thread.
+#[derive(Clone)]
+pub(super) struct Inbox {
+    sender: Sender<ToDriver>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Inbox {
+    pub(super) fn new(sender: Sender<ToDriver>) -> std::io::Result<Self> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { sender, wake: Arc::new(wake) })
+    }
+
+    /// Whether the control thread still takes orders.
+    pub(super) fn send(&self, message: ToDriver) -> bool {
+        let sent = self.sender.send(message).is_ok();
+        // A full counter means that a wake-up is pending anyway.
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        sent
+    }
+}
+
+/// A region as this node has it open.
+#[derive(Clone)]
+pub(super) struct OpenRegion {
+    pub(super) region: RegionId,
+    pub(super) memory: Arc<RegionMemory>,
+}
+
+/// What other threads may look at.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) status: Mutex<Status>,
+    pub(super) regions: Mutex<BTreeMap<String, OpenRegion>>,
+    pub(super) registrations: Registrations,
+    /// Set once: the end of the cluster for this node.
+    pub(super) lost: Mutex<Option<Lost>>,
+    pub(super) stop_dialing: Arc<AtomicBool>,
+}
+
+/// Locks what nothing panics over.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An error with all its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut reason = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        reason = format!("{reason}: {error}");
+        source = error.source();
+    }
+    reason
+}
+
+/// What the control thread starts with.
+pub(super) struct Setup {
+    pub(super) config: Arc<NodeConfig>,
+    pub(super) me: NodeId,
+    pub(super) incarnation: u64,
+    pub(super) membership: Membership,
+    pub(super) listener: Listener,
+    pub(super) engine: Arc<Engine>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) messages: Receiver<ToDriver>,
+    pub(super) inbox: Inbox,
+    pub(super) on_lost: Option<Arc<LostCallback>>,
+    /// Told once: running, or why not.
+    pub(super) started: SyncSender<Result<(), NodeError>>,
+}
+
+/// State of the control thread.
+pub(super) struct Driver {
+    setup: Setup,
+    links: Links,
+    incoming: HashMap<u32, Incoming>,
+    last_incoming: u32,
+    /// Page connections of peers that are not complete yet.
+    worker_streams: BTreeMap<(NodeId, u8), Stream>,
+    home: SyncHome,
+    sync_replies: HashMap<u64, Reply<Result<Outcome, SyncError>>>,
+    region_replies: HashMap<u64, Reply<RegionReply>>,
+    directory: Option<Directory>,
+    started: bool,
+    closing: bool,
+    ended: bool,
+}
+
+/// The clock of membership: milliseconds that also count while the machine sleeps.
+pub(super) fn now_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
+impl Driver {
+    pub(super) fn new(setup: Setup) -> std::io::Result<Self> {
+        let links = Links::new()?;
+        links.watch(setup.inbox.wake.as_fd(), Source::Commands, false)?;
+        links.watch(setup.listener.fd(), Source::Listener, false)?;
+        let deciding = setup.me.index() == 0;
+        let directory = deciding.then(|| Directory::new(setup.config.nodes.clone()));
+        Ok(Self {
+            setup,
+            links,
+            incoming: HashMap::new(),
+            last_incoming: 0,
+            worker_streams: BTreeMap::new(),
+            home: SyncHome::new(),
+            sync_replies: HashMap::new(),
+            region_replies: HashMap::new(),
+            directory,
+            started: false,
+            closing: false,
+            ended: false,
+        })
+    }
+
+    /// Serves until this node is no member any more.
+    pub(super) fn run(mut self) {
+        let mut events = Vec::with_capacity(64);
+        while !self.ended {
+            self.step(Event::Tick);
+            self.drop_failed();
+            self.links.flush();
+            if self.ended {
+                break;
+            }
+            let timeout = rustix::event::Timespec::try_from(self.timeout()).ok();
+            let buffer = rustix::buffer::spare_capacity(&mut events);
+            if let Err(error) = epoll::wait(&self.links.epoll, buffer, timeout.as_ref())
+                && error != rustix::io::Errno::INTR
+            {
+                log::error!("control thread: epoll_wait failed: {error}");
+                self.end_with(Lost { node: self.name(self.setup.me), reason: error.to_string() });
+                break;
+            }
+            // Before anything else: a process that was stopped finds out that it is out.
+            self.step(Event::Tick);
+            for event in events.drain(..) {
+                match Source::of(event.data) {
+                    Source::Commands => self.obey(),
+                    Source::Listener => self.accept(),
+                    Source::Incoming(number) => self.shake_hands(number),
+                    Source::Link(peer) => self.read(peer),
+                    Source::Status(_) => {}
+                }
+            }
+            self.expire_incoming();
+        }
+        self.links.flush();
+        self.setup.shared.stop_dialing.store(true, Ordering::Relaxed);
+    }
+
+    fn timeout(&self) -> Duration {
+        let tick = self.setup.membership.next_tick_ms().saturating_sub(now_ms());
+        let tick = Duration::from_millis(tick.max(1));
+        let now = Instant::now();
+        let handshakes = self.incoming.values().map(|it| it.deadline());
+        handshakes.map(|deadline| deadline.saturating_duration_since(now)).fold(tick, Duration::min)
+    }
+
+    fn name(&self, node: NodeId) -> String {
+        let spec = self.setup.config.nodes.get(node.index());
+        spec.map_or_else(|| format!("#{node}"), |spec| spec.name.clone())
+    }
+
+    // Membership.
+
+    fn step(&mut self, event: Event) {
+        let actions = self.setup.membership.step(now_ms(), event);
+        for action in actions {
+            self.act(action);
+        }
+        self.publish();
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Send { to, message } => self.links.send(to, &ControlMessage::Member(message)),
+            Action::Refuse { node, incarnation, reason } => {
+                let matches = |link: &Link| link.incarnation == incarnation;
+                if self.links.by_peer.get(&node).is_some_and(matches) {
+                    let fatal = MemberMessage::Fatal { reason };
+                    self.links.send(node, &ControlMessage::Member(fatal));
+                    self.links.flush();
+                    self.forget(node);
+                }
+            }
+            Action::BecameRunning { epoch } => {
+                log::info!("the cluster runs, epoch {epoch}");
+                self.started = true;
+                let _ = self.setup.started.try_send(Ok(()));
+            }
+            Action::PeerLost { node, reason } => {
+                let lost = Lost { node: self.name(node), reason };
+                let replies = self.home.node_lost(node);
+                self.answer(replies);
+                self.end_with(lost);
+            }
+            Action::PeerLeft { node } => self.peer_left(node),
+            Action::NewEpoch { epoch, members } => log::info!("epoch {epoch}: {members:?}"),
+            Action::Ended { reason } => self.end(reason),
+        }
+    }
+
+    fn peer_left(&mut self, node: NodeId) {
+        let replies = self.home.node_left(node);
+        self.answer(replies);
+        self.setup.engine.detach(node);
+        let uses_regions = !lock(&self.setup.shared.regions).is_empty();
+        if uses_regions && !self.closing {
+            let reason = "it left while regions were in use".into();
+            self.end_with(Lost { node: self.name(node), reason });
+        }
+    }
+
+    fn end(&mut self, reason: EndReason) {
+        self.ended = true;
+        let _ = self.setup.started.try_send(Err(NodeError::Join { reason: reason.to_string() }));
+        if reason != EndReason::Left {
+            let node = self.culprit(&reason);
+            self.end_with(Lost { node, reason: reason.to_string() });
+        }
+        self.fail_all(&NodeError::Closed);
+    }
+
+    /// The node that a user should look at.
+    fn culprit(&self, reason: &EndReason) -> String {
+        match reason {
+            EndReason::Unreachable { name, .. }
+            | EndReason::Disconnected { name, .. }
+            | EndReason::DecidingNodeEnded { name, .. } => name.clone(),
+            _ => self.name(self.setup.me),
+        }
+    }
+
+    /// The regions end, once; waiting requests end with them.
+    fn end_with(&mut self, lost: Lost) {
+        {
+            let mut known = lock(&self.setup.shared.lost);
+            if known.is_some() {
+                return;
+            }
+            *known = Some(lost.clone());
+        }
+        log::error!("lost node {}: {}", lost.node, lost.reason);
+        self.fail_all(&NodeError::Lost(lost.clone()));
+        end_regions(
+            lost,
+            Arc::clone(&self.setup.engine),
+            Arc::clone(&self.setup.shared.registrations),
+            self.setup.on_lost.clone(),
+        );
+    }
+
+    fn fail_all(&mut self, error: &NodeError) {
+        // Threads that wait for locks find the reason in `Shared::lost`.
+        self.sync_replies.clear();
+        for (_, reply) in self.region_replies.drain() {
+            let _ = reply.try_send(Err(error.clone()));
+        }
+    }
+
+    fn publish(&self) {
+        let membership = &self.setup.membership;
+        let mut status = lock(&self.setup.shared.status);
+        status.epoch = membership.epoch();
+        status.ended = self.ended || lock(&self.setup.shared.lost).is_some();
+        status.running = matches!(membership.state(), State::Running | State::Leaving { .. });
+        status.members = membership.members();
+        status.live = membership.live();
+        status.missing = membership.missing();
+    }
+
+    // Connections.
+
+    fn identity(&self) -> Identity {
+        let epoch = self.setup.membership.epoch();
+        self.setup.config.identity(self.setup.me, self.setup.incarnation, epoch)
+    }
+
+    fn accept(&mut self) {
+        while self.incoming.len() < INCOMING_MAX {
+            match self.setup.listener.accept(Instant::now() + HANDSHAKE) {
+                Ok(Some(incoming)) => {
+                    self.last_incoming = self.last_incoming.wrapping_add(1);
+                    let number = self.last_incoming;
+                    let source = Source::Incoming(number);
+                    if self.links.watch(incoming.fd(), source, false).is_ok() {
+                        self.incoming.insert(number, incoming);
+                        self.shake_hands(number);
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    log::warn!("can't accept a connection: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn shake_hands(&mut self, number: u32) {
+        let Some(incoming) = self.incoming.remove(&number) else { return };
+        self.links.unwatch(incoming.fd());
+        let local = self.identity();
+        let mut admit = |hello: &Hello| self.admit(hello);
+        match incoming.drive(&local, Options::default(), &mut admit) {
+            Ok(Progress::Pending(incoming)) => {
+                let writable = incoming.interest() == Interest::Writable;
+                let source = Source::Incoming(number);
+                if self.links.watch(incoming.fd(), source, writable).is_ok() {
+                    self.incoming.insert(number, incoming);
+                }
+            }
+            Ok(Progress::Done(stream, hello)) => self.connected(hello, stream),
+            Err(error) => log::warn!("{}", chain(&error)),
+        }
+    }
+
+    fn admit(&self, hello: &Hello) -> Result<(), String> {
+        if hello.channel == Channel::Status {
+            return Ok(());
+        }
+        let node = hello.from.node;
+        let known = self.links.by_peer.get(&node).map(|link| link.incarnation);
+        if self.started && known != Some(hello.from.incarnation.0) {
+            let name = self.name(node);
+            return Err(format!("the cluster runs already, with another process as node {name}"));
+        }
+        if node.index() < self.setup.me.index() {
+            return Err("earlier nodes of the list are called, they don't call".into());
+        }
+        Ok(())
+    }
+
+    fn expire_incoming(&mut self) {
+        let now = Instant::now();
+        let late: Vec<u32> = self
+            .incoming
+            .iter()
+            .filter(|(_, incoming)| incoming.deadline() <= now)
+            .map(|(&number, _)| number)
+            .collect();
+        for number in late {
+            self.shake_hands(number);
+        }
+    }
+
+    fn connected(&mut self, hello: Hello, stream: Stream) {
+        let (peer, incarnation) = (hello.from.node, hello.from.incarnation.0);
+        if hello.channel == Channel::Status {
+            return self.tell_status(stream);
+        }
+        let known = self.links.by_peer.get(&peer).map(|link| link.incarnation);
+        if known.is_some_and(|known| known != incarnation) {
+            self.disconnected(peer, "the node was started again".into());
+        }
+        let link = self.links.by_peer.entry(peer).or_insert_with(|| Link::new(incarnation));
+        match hello.channel {
+            Channel::Control => link.control = Some(stream),
+            Channel::Worker(worker) => {
+                link.workers.insert(worker);
+                self.worker_streams.insert((peer, worker), stream);
+            }
+            Channel::Status => return,
+        }
+        if link.is_complete(self.setup.config.workers) && !link.announced {
+            link.announced = true;
+            self.announce(peer, incarnation);
+        }
+    }
+
+    fn announce(&mut self, peer: NodeId, incarnation: u64) {
+        for worker in 0..self.setup.config.workers {
+            if let Some(stream) = self.worker_streams.remove(&(peer, worker as u8))
+                && let Err(error) = self.setup.engine.attach(worker, peer, Box::new(stream))
+            {
+                log::error!("can't use the connection to {}: {error}", self.name(peer));
+            }
+        }
+        let watched = self.links.by_peer.get(&peer).and_then(|link| link.control.as_ref());
+        if let Some(stream) = watched
+            && let Err(error) = self.links.watch(stream.fd(), Source::Link(peer), false)
+        {
+            return self.disconnected(peer, error.to_string());
+        }
+        self.step(Event::Connected { node: peer, incarnation });
+    }
+
+    /// The connections to `peer` are of no use any more.
+    fn disconnected(&mut self, peer: NodeId, why: String) {
+        if let Some(incarnation) = self.forget(peer) {
+            self.step(Event::Disconnected { node: peer, incarnation, why });
+        }
+    }
+
+    fn forget(&mut self, peer: NodeId) -> Option<u64> {
+        self.worker_streams.retain(|&(node, _), _| node != peer);
+        self.setup.engine.detach(peer);
+        self.links.remove(peer)
+    }
+
+    fn drop_failed(&mut self) {
+        for (peer, reason) in self.links.take_failed() {
+            self.disconnected(peer, reason);
+        }
+    }
+
+    fn read(&mut self, peer: NodeId) {
+        let Some(stream) = self.links.by_peer.get_mut(&peer).and_then(|l| l.control.as_mut())
+        else {
+            return;
+        };
+        let mut messages = Vec::new();
+        let result = stream.receive(&mut |header, body, _| {
+            let Kind::Control(kind) = header.kind() else {
+                return Err(Reject("a page message on the control connection".into()));
+            };
+            if kind.code() != CONTROL_KIND {
+                return Err(Reject(format!("unknown control frame {:#x}", kind.code())));
+            }
+            let message = ControlMessage::decode(body).map_err(|e| Reject(e.to_string()))?;
+            messages.push(message);
+            Ok(())
+        });
+        for message in messages {
+            self.handle(peer, message);
+        }
+        match result {
+            Ok(Received::Closed) => self.disconnected(peer, "it closed the connection".into()),
+            Ok(_) => {}
+            Err(error) => self.disconnected(peer, chain(&error)),
+        }
+    }
+
+    fn handle(&mut self, from: NodeId, message: ControlMessage) {
+        match message {
+            ControlMessage::Member(message) => self.step(Event::Message { from, message }),
+            ControlMessage::Region(message) => self.handle_region(from, message),
+            ControlMessage::SyncRequest(request) => {
+                let replies = self.home.request(from, &request);
+                self.answer(replies);
+            }
+            ControlMessage::SyncReply(reply) => self.deliver(reply),
+        }
+    }
+
+    fn tell_status(&self, stream: Stream) {
+        let (config, me) = (Arc::clone(&self.setup.config), self.setup.me);
+        let (engine, shared) = (Arc::clone(&self.setup.engine), Arc::clone(&self.setup.shared));
+        let tell = move || super::status::tell(stream, &config, me, &engine, &shared);
+        // Statistics come from the workers, for which this thread does not wait.
+        if let Err(error) = std::thread::Builder::new().name("gvm-status".into()).spawn(tell) {
+            log::warn!("can't answer a status query: {error}");
+        }
+    }
+
+    // Commands.
+
+    fn obey(&mut self) {
+        let _ = rustix::io::read(&*self.setup.inbox.wake, &mut [0u8; 8]);
+        loop {
+            match self.setup.messages.try_recv() {
+                Ok(message) => self.obey_one(message),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn obey_one(&mut self, message: ToDriver) {
+        match message {
+            ToDriver::Connected(connected) => {
+                let Connected { peer, hello, stream } = *connected;
+                if hello.from.node == peer {
+                    self.connected(hello, stream);
+                }
+            }
+            ToDriver::DialFailed { peer, reason } => {
+                let mut status = lock(&self.setup.shared.status);
+                status.dial_errors.insert(peer, reason);
+            }
+            ToDriver::Engine(EngineEvent::LinkFailed { peer, reason }) => {
+                self.disconnected(peer, reason);
+            }
+            ToDriver::Engine(EngineEvent::MemoryFailed { region, reason }) => {
+                let reason = format!("memory of region {} failed: {reason}", region.0);
+                self.end_with(Lost { node: self.name(self.setup.me), reason });
+            }
+            ToDriver::Sync { request, reply } => self.sync(request, reply),
+            ToDriver::Open { ticket, name, bytes, overcommit, reply } => {
+                if self.expect(ticket, reply) {
+                    let region = None;
+                    let ask = RegionMessage::Create { ticket, region, name, bytes, overcommit };
+                    self.ask_directory(ask);
+                }
+            }
+            ToDriver::Allocate { ticket, region, name, bytes, align, reply } => {
+                if self.expect(ticket, reply) {
+                    let ask = RegionMessage::Allocate { ticket, region, name, bytes, align };
+                    self.ask_directory(ask);
+                }
+            }
+            ToDriver::Forget { ticket } => _ = self.region_replies.remove(&ticket),
+            ToDriver::Closing => self.closing = true,
+            ToDriver::Leave => self.step(Event::LeaveRequested),
+        }
+    }
+
+    fn expect(&mut self, ticket: u64, reply: Reply<RegionReply>) -> bool {
+        if let Some(lost) = lock(&self.setup.shared.lost).clone() {
+            let _ = reply.try_send(Err(NodeError::Lost(lost)));
+            return false;
+        }
+        self.region_replies.insert(ticket, reply);
+        true
+    }
+
+    // Synchronisation objects.
+
+    fn sync(&mut self, request: SyncRequest, reply: Reply<Result<Outcome, SyncError>>) {
+        if lock(&self.setup.shared.lost).is_some() {
+            // Dropping `reply` tells the waiter to look there.
+            return;
+        }
+        self.sync_replies.insert(request.ticket, reply);
+        let Some(home) = home_of(&request.name, self.setup.config.nodes.len()) else { return };
+        if home == self.setup.me {
+            let replies = self.home.request(home, &request);
+            self.answer(replies);
+        } else {
+            self.links.send(home, &ControlMessage::SyncRequest(request));
+        }
+    }
+
+    fn answer(&mut self, replies: Vec<(NodeId, SyncReply)>) {
+        for (to, reply) in replies {
+            if to == self.setup.me {
+                self.deliver(reply);
+            } else {
+                self.links.send(to, &ControlMessage::SyncReply(reply));
+            }
+        }
+    }
+
+    fn deliver(&mut self, reply: SyncReply) {
+        if let Some(waiter) = self.sync_replies.remove(&reply.ticket) {
+            let _ = waiter.try_send(reply.result);
+        }
+    }
+
+    // Regions.
+
+    fn ask_directory(&mut self, message: RegionMessage) {
+        match NodeId::new(0) {
+            Some(deciding) if deciding != self.setup.me => {
+                self.links.send(deciding, &ControlMessage::Region(message));
+            }
+            _ => self.handle_region(self.setup.me, message),
+        }
+    }
+
+    fn send_regions(&mut self, messages: Vec<Addressed>) {
+        for (to, message) in messages {
+            if to == self.setup.me {
+                self.handle_region(to, message);
+            } else {
+                self.links.send(to, &ControlMessage::Region(message));
+            }
+        }
+    }
+
+    fn handle_region(&mut self, from: NodeId, message: RegionMessage) {
+        let from_deciding = from.index() == 0;
+        match message {
+            RegionMessage::Create { region: Some(region), name, bytes, .. } if from_deciding => {
+                let ticket = u64::from(region.0);
+                let answer = match self.open_here(region, &name, bytes) {
+                    Ok(()) => RegionMessage::Created { ticket, region },
+                    Err(reason) => RegionMessage::Refused { ticket, reason },
+                };
+                self.ask_opened(answer);
+            }
+            RegionMessage::Create { ticket, region: None, name, bytes, overcommit } => {
+                if let Some(directory) = &mut self.directory {
+                    let out = directory.create(from, ticket, &name, bytes, overcommit);
+                    self.send_regions(out);
+                }
+            }
+            RegionMessage::Created { ticket, region } if from_deciding => {
+                self.finish_region(ticket, Ok(u64::from(region.0)));
+            }
+            RegionMessage::Refused { ticket, reason } if from_deciding => {
+                self.finish_region(ticket, Err(NodeError::Region { reason }));
+            }
+            RegionMessage::Allocated { ticket, offset } if from_deciding => {
+                self.finish_region(ticket, Ok(offset));
+            }
+            RegionMessage::Close { region } if from_deciding => self.close_here(region),
+            RegionMessage::Allocate { ticket, region, name, bytes, align } => {
+                if let Some(directory) = &mut self.directory {
+                    let out = directory.allocate(from, ticket, region, &name, bytes, align);
+                    self.send_regions(vec![out]);
+                }
+            }
+            // What remains are nodes' reports to the directory.
+            RegionMessage::Created { region, .. } => self.opened_at(from, region),
+            RegionMessage::Refused { ticket, reason } => self.failed_at(from, ticket, &reason),
+            other => log::warn!("node {} sent {other:?}, which it may not", self.name(from)),
+        }
+    }
+
+    /// Reports the result of an order of the directory, which may be at this node.
+    fn ask_opened(&mut self, answer: RegionMessage) {
+        if self.directory.is_none() {
+            return self.ask_directory(answer);
+        }
+        match answer {
+            RegionMessage::Created { region, .. } => self.opened_at(self.setup.me, region),
+            RegionMessage::Refused { ticket, reason } => {
+                self.failed_at(self.setup.me, ticket, &reason);
+            }
+            _ => {}
+        }
+    }
+
+    fn opened_at(&mut self, node: NodeId, region: RegionId) {
+        if let Some(directory) = &mut self.directory {
+            let out = directory.opened(node, region);
+            self.send_regions(out);
+        }
+    }
+
+    fn failed_at(&mut self, node: NodeId, ticket: u64, reason: &str) {
+        if let Some(directory) = &mut self.directory {
+            let out = directory.failed(node, ticket, reason);
+            self.send_regions(out);
+        }
+    }
+
+    fn finish_region(&mut self, ticket: u64, result: RegionReply) {
+        if let Some(reply) = self.region_replies.remove(&ticket) {
+            let _ = reply.try_send(result);
+        }
+    }
+
+    fn open_here(&self, region: RegionId, name: &str, bytes: u64) -> Result<(), String> {
+        if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
+            return Err(format!("{bytes} bytes is no size of a region"));
+        }
+        let workers = self.setup.config.workers;
+        let memory = RegionMemory::open(name, bytes, workers, Mode::FullOrUserMode)
+            .map_err(|error| chain(&error))?;
+        let memory = Arc::new(memory);
+        let registration = Registration::new(name, memory.view()).map_err(|error| chain(&error))?;
+        let spec = RegionSpec {
+            region,
+            memory: Arc::clone(&memory),
+            shares: self.setup.config.shares(),
+            features: Features::default(),
+        };
+        self.setup.engine.open(&spec).map_err(|error| chain(&error))?;
+        lock(&self.setup.shared.registrations).push(registration);
+        lock(&self.setup.shared.regions).insert(name.into(), OpenRegion { region, memory });
+        Ok(())
+    }
+
+    fn close_here(&self, region: RegionId) {
+        lock(&self.setup.shared.regions).retain(|_, open| open.region != region);
+        if let Err(error) = self.setup.engine.close(region) {
+            log::warn!("can't close region {}: {error}", region.0);
+        }
+    }
+}
