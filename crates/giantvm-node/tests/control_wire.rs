@@ -1,6 +1,6 @@
 //! Control messages survive their bytes, and other bytes never do harm.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
 use dsm_core::types::{NodeId, NodeSet, RegionId};
 use giantvm_node::control::{

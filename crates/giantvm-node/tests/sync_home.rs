@@ -1,6 +1,6 @@
 //! Synchronisation objects against tables of what must come out, and against a plain model.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
 use std::collections::HashMap;
 

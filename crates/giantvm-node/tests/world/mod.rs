@@ -162,10 +162,13 @@ impl World {
         }
         for a in 0..self.nodes() {
             for b in 0..a {
-                if self.blocked[a][b] || self.blocked[b][a] {
-                    faults.push(Fault::Heal(a, b));
-                } else {
-                    faults.extend([Fault::Cut(a, b), Fault::Block(a, b), Fault::Block(b, a)]);
+                match (self.blocked[a][b], self.blocked[b][a]) {
+                    (false, false) => {
+                        faults.extend([Fault::Cut(a, b), Fault::Block(a, b), Fault::Block(b, a)]);
+                    }
+                    (true, false) => faults.extend([Fault::Heal(a, b), Fault::Block(b, a)]),
+                    (false, true) => faults.extend([Fault::Heal(a, b), Fault::Block(a, b)]),
+                    (true, true) => faults.push(Fault::Heal(a, b)),
                 }
             }
         }
@@ -271,6 +274,11 @@ impl World {
             self.tick(me);
         }
         self.processes[me].late = false;
+    }
+
+    /// Ends the lateness of whoever slept through this unit.
+    pub(crate) fn wake_late(&mut self) {
+        self.processes.iter_mut().for_each(|process| process.late = false);
     }
 
     pub(crate) fn next_unit(&mut self) {
