@@ -77,6 +77,22 @@ fn a_write_split_anywhere_keeps_messages_whole_and_urgent_ones_first() {
 }
 
 #[test]
+fn an_ordinary_message_with_pages_that_has_begun_is_not_cut_by_an_urgent_one() {
+    let whole = grant(1, 1).len() + PAGE_SIZE;
+    for budget in 0..=whole {
+        let (mut stream, script) = Scripted::stream(Script { budget, ..Script::default() });
+        stream.send(Class::Ordinary, &grant(1, 1), &[&page(1)]).unwrap();
+        stream.send(Class::Urgent, &control(2, b"urgent"), &[]).unwrap();
+        script.lock().unwrap().budget = usize::MAX;
+        assert_eq!(stream.flush().unwrap(), Flush::Done);
+        let output = std::mem::take(&mut script.lock().unwrap().output);
+        let frames = parse(&[&output]);
+        assert_eq!(numbers(&frames), if budget == 0 { [2, 1] } else { [1, 2] });
+        assert!(frames.iter().any(|frame| frame.2 == page(1)[..]));
+    }
+}
+
+#[test]
 fn a_read_split_anywhere_gives_the_same_frames() {
     let bytes = order_when_blocked_after(usize::MAX);
     let whole = parse(&[&bytes]);
