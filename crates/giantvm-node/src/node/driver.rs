@@ -164,6 +164,7 @@ pub(super) struct Driver {
     directory: Option<Directory>,
     started: bool,
     closing: bool,
+    someone_left: bool,
     ended: bool,
 }
 
@@ -192,6 +193,7 @@ impl Driver {
             directory,
             started: false,
             closing: false,
+            someone_left: false,
             ended: false,
         })
     }
@@ -249,6 +251,11 @@ impl Driver {
 
     fn step(&mut self, event: Event) {
         let actions = self.setup.membership.step(now_ms(), event);
+        // Whoever an action wakes must find the state that it is about.
+        self.publish();
+        if actions.is_empty() {
+            return;
+        }
         for action in actions {
             self.act(action);
         }
@@ -288,6 +295,11 @@ impl Driver {
         let replies = self.home.node_left(node);
         self.answer(replies);
         self.setup.engine.detach(node);
+        self.someone_left = true;
+        if self.closing {
+            // Nobody meets any more; what this node waits for at its end is over.
+            self.sync_replies.clear();
+        }
         let uses_regions = !lock(&self.setup.shared.regions).is_empty();
         if uses_regions && !self.closing {
             let reason = "it left while regions were in use".into();
@@ -600,8 +612,9 @@ impl Driver {
     // Synchronisation objects.
 
     fn sync(&mut self, request: SyncRequest, reply: Reply<Result<Outcome, SyncError>>) {
-        if lock(&self.setup.shared.lost).is_some() {
-            // Dropping `reply` tells the waiter to look there.
+        let lost = lock(&self.setup.shared.lost).is_some();
+        if lost || self.closing && self.someone_left {
+            // Dropping `reply` tells the waiter to look why.
             return;
         }
         self.sync_replies.insert(request.ticket, reply);
