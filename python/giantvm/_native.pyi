@@ -87,8 +87,11 @@ class NativeNode:
     def counter_compare_exchange(self, name: str, expected: int, new: int) -> tuple[bool, int]:
         """Sets `new` if the value is `expected`; whether it was, and the value before."""
 
-    def close(self) -> None:
+    def close(self, wait: bool, timeout_ms: int | None) -> None:
         """Closes every region and leaves the cluster; more than once is fine.
+
+        With `wait` it first waits until every node closes. `giantvm.TimeoutError` if that takes
+        longer than `timeout_ms`; the node is closed then all the same.
 
         `BufferError` while buffers of a region are exported; then nothing is closed.
         """

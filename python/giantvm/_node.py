@@ -152,14 +152,18 @@ class Node:
         report: dict[str, Any] = json.loads(self._native.status_json())
         return report
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True, timeout_s: float | None = None) -> None:
         """Closes every region and leaves the cluster; more than once is fine.
+
+        This node owns pages that others may still read, so it serves them until every node of the
+        cluster closes; `wait=False` leaves at once, which ends the regions of those that use them.
 
         Raises `BufferError` while an array or another buffer of a region exists, and then closes
         nothing: the arrays stay valid. Delete them first, or let the function that made them
-        return.
+        return. Raises `giantvm.TimeoutError` if the others do not close within `timeout_s` seconds;
+        this node has left then all the same.
         """
-        self._native.close()
+        self._native.close(wait, milliseconds(timeout_s))
 
     def __enter__(self) -> Node:
         return self
@@ -171,7 +175,8 @@ class Node:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self.close()
+            # After an error there is no sense in waiting for others: they learn that it is over.
+            self.close(wait=error is None)
         except BufferError:
             # The frames that an error passed through keep its arrays alive: the error matters more,
             # and the native node closes itself when the last of them goes.
@@ -192,7 +197,7 @@ def _cluster(
     return config if isinstance(config, Config) else Config.load(config or "")
 
 
-_NAME_BYTES_MAX = 255
+_NAME_BYTES_MAX = 200
 
 
 def _check_object_name(name: str) -> None:

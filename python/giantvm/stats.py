@@ -35,9 +35,9 @@ class RegionStats:
     pages_received: int
     """Pages whose bytes came from other nodes."""
     bytes_sent: int
-    """Bytes of all messages about the region to other nodes."""
+    """Bytes of these pages."""
     bytes_received: int
-    """Bytes of all messages about the region from other nodes."""
+    """Bytes of these pages."""
     data_free_grants: int
     """Pages that came without their bytes: the frame here still had them."""
     invalidations: int
@@ -45,7 +45,7 @@ class RegionStats:
     pages_held: int
     """Pages under `Region.hold` now."""
     contended: tuple[tuple[int, int], ...]
-    """The pages that this node faulted on most: (page, faults), most first, at most ten."""
+    """The pages that left this node most often: (page, times), most first, at most ten."""
 
     @property
     def faults_total(self) -> int:

@@ -1,8 +1,6 @@
 //! Explores what can happen to a small cluster, exhaustively for few faults and at random for many.
 //! The properties are in `world`: they are checked after every step and at the end.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
-
 mod world;
 
 use std::collections::HashSet;

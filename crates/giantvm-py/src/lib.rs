@@ -1,0 +1,42 @@
+//! The native module `giantvm._native`: a thin layer over `giantvm-node`, without logic of its own.
+//!
+//! Every call that waits releases Python's lock, and looks for signals while it waits. Nothing on a
+//! fault path ever takes that lock.
+
+mod errors;
+mod fork;
+mod node;
+mod region;
+
+use std::time::Duration;
+
+use pyo3::prelude::*;
+
+/// Version of the native module; equal to the package's.
+#[pyfunction]
+fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+/// Asks the node that listens on `address` for its status, without joining its cluster.
+#[pyfunction]
+fn query_status(
+    py: Python<'_>,
+    address: &str,
+    cluster_name: &str,
+    timeout_ms: u64,
+) -> PyResult<String> {
+    let timeout = Duration::from_millis(timeout_ms);
+    py.detach(|| giantvm_node::node::query_status(address, cluster_name, timeout))
+        .map_err(errors::to_python)
+}
+
+/// The native half of the package `giantvm`; private.
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__all__", ["NativeNode", "NativeRegion", "query_status", "version"])?;
+    module.add_class::<node::NativeNode>()?;
+    module.add_class::<region::NativeRegion>()?;
+    module.add_function(wrap_pyfunction!(query_status, module)?)?;
+    module.add_function(wrap_pyfunction!(version, module)?)
+}
