@@ -3,9 +3,9 @@
 use super::mutation::Mutation;
 use super::table::{Entry, Role, Sharing};
 use super::{
-    Effects, Grant, Hint, Message, PageGrant, PageState, Pending, Protocol, Request, Right, oldest,
+    Effects, Grant, Hint, Message, PageGrant, PageState, Protocol, Request, Right, oldest,
 };
-use crate::types::{Access, NodeId, NodeSet, Page, Version};
+use crate::types::{Access, Age, NodeId, NodeSet, Page, Version};
 
 /// How sure an owner must be that a reader goes on to write, to give it the page at once.
 const MIGRATORY: u8 = 2;
@@ -63,7 +63,10 @@ impl Protocol {
                     self.send(owner, Message::Request(request), fx);
                 }
             }
-            _ => self.close(request.seq, fx),
+            // The page is on its way to us; to ask again before it is here would only run in
+            // circles, and forget what a lease under way belongs to.
+            Role::Holder { .. } => self.enqueue(request, fx),
+            Role::Owner { .. } => self.close(request.seq, fx),
         }
     }
 
@@ -97,6 +100,9 @@ impl Protocol {
             Some(_) => replaced = Some(request),
             None => waiters.push(request),
         }
+        if let Some(old) = replaced.take_if(|old| old.requester == self.me()) {
+            self.close(old.seq, fx);
+        }
         if let Some(old) = replaced {
             // The requester has moved on: close the earlier request, its companions refused.
             let refusal =
@@ -125,26 +131,40 @@ impl Protocol {
 
     /// Serves waiting requests, the oldest first, until one must wait.
     fn serve<E: Effects>(&mut self, page: Page, fx: &mut E) {
-        while let Some(Pending { invalidating: None, waiters, .. }) = self.pending.get(&page) {
-            let Some(waiter) = oldest(waiters) else { return };
+        while let Some((requester, access, age)) = self.next_waiter(page) {
             if !self.table.get(page).is_owner()
                 && !self.mutated(Mutation::AnswerWaiterWithoutOwnership)
             {
                 return;
             }
-            if self.keeps(page, waiter.access, waiter.age) {
+            let own = requester == self.me();
+            if !own && self.keeps(page, access, age) {
                 self.counters.kept += 1;
                 return;
             }
-            let requester = waiter.requester;
-            let waiters = &mut self.pending(page).waiters;
-            let Some(at) = waiters.iter().position(|w| w.requester == requester) else { return };
-            let request = waiters.swap_remove(at);
-            self.grant(request, fx);
+            match self.take_waiter(page, requester) {
+                Some(request) if own => self.close(request.seq, fx),
+                Some(request) => self.grant(request, fx),
+                None => return,
+            }
         }
     }
 
-    fn keeps(&self, page: Page, access: Access, age: crate::types::Age) -> bool {
+    /// The request to serve next: our own that came back, or the oldest. None while copies go.
+    fn next_waiter(&self, page: Page) -> Option<(NodeId, Access, Age)> {
+        let pending = self.pending.get(&page).filter(|p| p.invalidating.is_none())?;
+        let own = pending.waiters.iter().find(|waiter| waiter.requester == self.me());
+        let next = own.or_else(|| oldest(&pending.waiters))?;
+        Some((next.requester, next.access, next.age))
+    }
+
+    fn take_waiter(&mut self, page: Page, requester: NodeId) -> Option<Request> {
+        let waiters = &mut self.pending.get_mut(&page)?.waiters;
+        let at = waiters.iter().position(|waiter| waiter.requester == requester)?;
+        Some(waiters.swap_remove(at))
+    }
+
+    fn keeps(&self, page: Page, access: Access, age: Age) -> bool {
         self.episodes.keeps(page, access, age)
             || self.mutated(Mutation::KeepAgainstOlder) && self.episodes.gathered(page, access)
     }
