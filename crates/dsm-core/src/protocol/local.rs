@@ -170,15 +170,16 @@ impl Protocol {
         if self.ended {
             return self.lose(page, fx);
         }
-        if self.leasing.contains_key(&self.table.block_start(page)) {
-            return self.want(page, access, age);
+        if let Some(&seq) = self.leasing.get(&self.table.block_start(page)) {
+            self.want(page, access, age);
+            return self.hurry_request(seq, age, fx);
         }
         match entry.role {
             Role::Owner { .. } => self.need_as_owner(page, entry, access, age, with, fx),
             Role::Holder { .. } => {
                 self.want(page, access, age);
                 match self.pending(page).request {
-                    Some(outstanding) => self.hurry_request(outstanding, age, fx),
+                    Some(outstanding) => self.hurry_request(outstanding.seq, age, fx),
                     None => self.request(page, access, age, with, fx),
                 }
             }
@@ -383,17 +384,19 @@ impl Protocol {
 
     /// An older episode waits for a request that is under way: whoever keeps it waiting must know.
     /// The repetition has no companions; if it is answered a second time, no harm is done.
-    fn hurry_request<E: Effects>(&mut self, outstanding: Outstanding, age: Age, fx: &mut E) {
-        let Some(outbound) = self.outbound.get(&outstanding.seq) else { return };
-        if !age.older_than(outstanding.age) {
-            return;
-        }
+    fn hurry_request<E: Effects>(&mut self, seq: u32, age: Age, fx: &mut E) {
+        let Some(outbound) = self.outbound.get(&seq) else { return };
         let page = outbound.page;
         let pages: Vec<Page> =
             std::iter::once(page).chain(outbound.companions.iter().copied()).collect();
+        let outstanding = self.pending.get(&page).and_then(|pending| pending.request);
+        let Some(outstanding) = outstanding.filter(|request| request.seq == seq) else { return };
+        if !age.older_than(outstanding.age) {
+            return;
+        }
         for other in pages {
             if let Some(request) = &mut self.pending(other).request
-                && request.seq == outstanding.seq
+                && request.seq == seq
             {
                 request.age = age;
             }
@@ -405,12 +408,12 @@ impl Protocol {
             page,
             access: outstanding.access,
             requester: self.me(),
-            seq: outstanding.seq,
+            seq,
             have: entry.version,
             age,
             owner_since,
             via: NodeSet::EMPTY,
-            lease: false,
+            lease: self.leasing.get(&self.table.block_start(page)) == Some(&seq),
             companions: Vec::new(),
         };
         self.send(owner, Message::Request(request), fx);
