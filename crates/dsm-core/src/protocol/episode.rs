@@ -150,6 +150,13 @@ impl Episodes {
         })
     }
 
+    /// Whether a complete hold has `page`: nothing takes that away.
+    pub(super) fn holds(&self, page: Page) -> bool {
+        self.by_thread.values().any(|episode| {
+            episode.phase == Phase::Held && episode.pages.iter().any(|&(held, _)| held == page)
+        })
+    }
+
     /// Whether some episode has gathered `page`, in a way that conflicts with `access`.
     pub(super) fn gathered(&self, page: Page, access: Access) -> bool {
         let pages = self.by_thread.values().flat_map(|episode| &episode.pages);

@@ -356,7 +356,7 @@ impl Protocol {
             companions,
         };
         self.send(owner, Message::Request(request), fx);
-        if access == Access::Write {
+        if access == Access::Write && !self.episodes.holds(page) {
             // A copy kept against a writer must not keep out the episode that wants to write it.
             self.drop_deferred(page, fx);
         }

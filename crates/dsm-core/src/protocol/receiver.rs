@@ -313,7 +313,8 @@ impl Protocol {
             self.acknowledge(from, invalidate, fx);
             return Ok(());
         }
-        if !writes && self.episodes.keeps(page, Access::Write, age) {
+        let yields = writes && !self.episodes.holds(page);
+        if !yields && self.episodes.keeps(page, Access::Write, age) {
             self.counters.kept += 1;
             let deferred = &mut self.pending(page).deferred;
             let age = deferred.map_or(age, |(_, earlier)| earlier.age.min(age));
