@@ -26,6 +26,8 @@
 
 mod counters;
 mod episode;
+#[cfg(feature = "mutations")]
+mod inspect;
 mod local;
 mod message;
 mod mutation;

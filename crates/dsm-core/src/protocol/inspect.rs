@@ -1,0 +1,15 @@
+//! Looks inside a machine, for the model checker.
+
+use super::Protocol;
+use super::table::Role;
+use crate::types::{NodeId, Page, Version};
+
+impl Protocol {
+    /// The probable owner of a page not owned here, and since which version it is believed to be.
+    pub fn probable_owner(&self, page: Page) -> Option<(NodeId, Version)> {
+        match self.table.get(page).role {
+            Role::Owner { .. } => None,
+            Role::Holder { owner, owner_since } => Some((owner, owner_since)),
+        }
+    }
+}

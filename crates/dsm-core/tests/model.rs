@@ -1,0 +1,446 @@
+//! Every history of small worlds: the protocol is right in all of them, and each seeded mistake of
+//! it is noticed.
+//!
+//! Checked after every event: one writer or many readers; what is readable is the latest write;
+//! the mapping is what the machine believes; one owner or one grant of ownership under way; hints
+//! lead there; complete holds keep their pages. At the end: every thread is through and every
+//! machine idle. Over the graph: the end can be reached from everywhere.
+
+mod support;
+
+use std::time::Instant;
+
+use dsm_core::Access;
+use dsm_core::protocol::Mutation;
+use support::coverage::Coverage;
+use support::explore::explore;
+use support::script::{Config, Use, access, hold, on, prefetch, read, walk, write, writes};
+
+/// More than any configuration has; without it a mutation could run for ever.
+const STATES_MAX: usize = 6_000_000;
+
+#[test]
+fn every_history_of_small_worlds_is_right() {
+    let only = std::env::var("GIANTVM_MODEL").unwrap_or_default();
+    let mut all = Coverage::default();
+    let (mut states, mut transitions) = (0, 0);
+    let mut unused = Vec::new();
+    for (config, exercises) in configs() {
+        if !config.name.contains(&only) {
+            continue;
+        }
+        let start = Instant::now();
+        let report = explore(&config, STATES_MAX);
+        println!(
+            "{:<34} {:>8} states {:>9} transitions {:>5.1} s  at most: {}",
+            config.name,
+            report.states,
+            report.transitions,
+            start.elapsed().as_secs_f32(),
+            report.coverage
+        );
+        if let Some(failure) = report.failure {
+            panic!("{}: {}\n{}", config.name, failure.what, failure.history);
+        }
+        assert!(report.complete, "{} has more than {STATES_MAX} states", config.name);
+        let seen = report.coverage.rows();
+        for name in exercises.split_whitespace() {
+            let count = seen.iter().find(|row| row.0 == name).map(|row| row.1);
+            if count.is_none_or(|count| count == 0) {
+                unused.push(format!("{} does not exercise {name}", config.name));
+            }
+        }
+        all.max(&report.coverage);
+        states += report.states;
+        transitions += report.transitions;
+    }
+    println!("{:<34} {states:>8} states {transitions:>9} transitions  at most: {all}", "all");
+    assert!(unused.is_empty(), "{unused:#?}");
+}
+
+#[test]
+fn every_seeded_mistake_is_noticed() {
+    let mut missed = Vec::new();
+    let mut configs = configs();
+    configs.sort_by_key(|(config, _)| config.scripts.iter().map(|s| s.ops.len()).sum::<usize>());
+    for mutation in Mutation::ALL {
+        let caught = configs.iter().find_map(|(config, _)| {
+            let mutant = Config { mutation: Some(mutation), ..config.clone() };
+            let report = explore(&mutant, 300_000);
+            report.failure.map(|failure| (config.name.clone(), failure.what, report.states))
+        });
+        match caught {
+            Some((name, what, states)) => {
+                println!("{mutation:?}: \"{name}\", state {states}: {what}");
+            }
+            None => {
+                println!("{mutation:?}: MISSED");
+                missed.push(mutation);
+            }
+        }
+    }
+    assert!(missed.is_empty(), "not noticed: {missed:?}");
+}
+
+/// The worlds, each with the events that it is there for (rows of [`Coverage`]).
+fn configs() -> Vec<(Config, &'static str)> {
+    let mut configs = one_page();
+    configs.extend(several_pages());
+    configs.extend(features());
+    configs.extend(losses());
+    configs
+}
+
+fn one_page() -> Vec<(Config, &'static str)> {
+    vec![
+        (
+            Config::new(
+                "2 nodes, 1 page, 3 operations",
+                &[1, 0],
+                1,
+                vec![on(0, &[read(0), write(0), read(0)]), on(1, &[write(0), read(0), write(0)])],
+            ),
+            "void deferred hurry-inv no-data kept",
+        ),
+        (
+            Config::new(
+                "2 nodes, 1 page, 4 threads",
+                &[1, 0],
+                1,
+                vec![
+                    on(0, &[read(0), write(0)]),
+                    on(0, &[write(0)]),
+                    on(1, &[read(0), write(0)]),
+                    on(1, &[write(0)]),
+                ],
+            ),
+            "deferred hurry-req",
+        ),
+        (
+            Config::new(
+                "3 nodes, 1 page, 2 operations",
+                &[1, 0, 0],
+                1,
+                vec![
+                    on(0, &[read(0), write(0)]),
+                    on(1, &[read(0), write(0)]),
+                    on(2, &[write(0), read(0)]),
+                ],
+            ),
+            "forwards handed-over hurry-inv",
+        ),
+        (
+            Config::new(
+                "3 nodes, 1 page, read then write",
+                &[1, 0, 0],
+                1,
+                vec![on(0, &[write(0)]), on(1, &[read(0), write(0)]), on(2, &[read(0), write(0)])],
+            ),
+            "forwards handed-over deferred",
+        ),
+    ]
+}
+
+fn several_pages() -> Vec<(Config, &'static str)> {
+    let read_write = |read, write| access(&[(read, Use::Read), (write, Use::Write)]);
+    vec![
+        (
+            Config::new(
+                "2 nodes, 2 pages",
+                &[1, 1],
+                2,
+                vec![
+                    on(0, &[write(1), read(0), read_write(1, 0)]),
+                    on(1, &[write(0), read(1), read_write(0, 1)]),
+                ],
+            ),
+            "kept no-data",
+        ),
+        (
+            Config::new(
+                "2 nodes, opposite orders",
+                &[1, 1],
+                2,
+                vec![
+                    on(0, &[writes(&[0, 1]), writes(&[1, 0])]),
+                    on(1, &[writes(&[1, 0]), writes(&[0, 1])]),
+                ],
+            ),
+            "kept",
+        ),
+        (
+            Config::new(
+                "3 nodes, opposite orders",
+                &[1, 1, 0],
+                2,
+                vec![
+                    on(0, &[writes(&[1, 0])]),
+                    on(1, &[writes(&[0, 1])]),
+                    on(2, &[writes(&[0, 1])]),
+                ],
+            ),
+            "kept forwards handed-over",
+        ),
+        (
+            Config::new(
+                "2 nodes, 4 threads, opposite orders",
+                &[1, 1],
+                2,
+                vec![
+                    on(0, &[read_write(0, 1)]),
+                    on(0, &[write(0)]),
+                    on(1, &[read_write(1, 0)]),
+                    on(1, &[write(1)]),
+                ],
+            ),
+            "kept hurry-req",
+        ),
+        (
+            Config::new(
+                "3 nodes, an old request waits",
+                &[1, 0, 1],
+                2,
+                vec![
+                    on(0, &[read(0)]),
+                    on(0, &[write(0)]),
+                    on(1, &[read_write(0, 1)]),
+                    on(2, &[writes(&[1, 0])]),
+                ],
+            )
+            .fifo(),
+            "kept deferred",
+        ),
+        (
+            Config::new(
+                "3 nodes, 3 pages in a circle",
+                &[1, 1, 1],
+                3,
+                vec![
+                    on(0, &[writes(&[0, 1])]),
+                    on(1, &[writes(&[1, 2])]),
+                    on(2, &[writes(&[2, 0])]),
+                ],
+            ),
+            "kept",
+        ),
+    ]
+}
+
+fn features() -> Vec<(Config, &'static str)> {
+    vec![
+        (
+            Config::new(
+                "unchanged bytes",
+                &[1, 0],
+                1,
+                vec![on(0, &[walk(0), write(0), walk(0)]), on(1, &[read(0), walk(0), write(0)])],
+            )
+            .with(|features| features.unchanged = true),
+            "unchanged no-data",
+        ),
+        (
+            Config::new(
+                "migratory",
+                &[1, 0],
+                1,
+                vec![
+                    on(0, &[read(0), write(0), read(0)]),
+                    on(1, &[read(0), write(0), read(0), write(0), read(0)]),
+                ],
+            )
+            .with(|features| (features.unchanged, features.migratory) = (true, true)),
+            "migratory unchanged",
+        ),
+        (
+            Config::new(
+                "lease, 2 threads",
+                &[1, 0],
+                2,
+                vec![on(0, &[write(0)]), on(1, &[write(0), read(1)]), on(1, &[write(1)])],
+            )
+            .lease(2),
+            "leases hurry-req",
+        ),
+        (
+            Config::new(
+                "lease, 3 nodes",
+                &[1, 0, 0],
+                2,
+                vec![on(1, &[write(0), read(1)]), on(2, &[read(0), write(1)])],
+            )
+            .lease(2),
+            "leases forwards void",
+        ),
+        (
+            Config::new(
+                "lease asked for by the young",
+                &[1, 1],
+                4,
+                vec![on(0, &[writes(&[0, 3])]), on(0, &[write(2)]), on(1, &[writes(&[2, 0])])],
+            )
+            .lease(2),
+            "leases hurry-req",
+        ),
+        (
+            Config::new(
+                "fault-around",
+                &[1, 0],
+                4,
+                vec![on(1, &[read(0), read(1), read(2), read(3)]), on(0, &[write(2)])],
+            )
+            .with(|features| features.fault_around = true),
+            "companions refused",
+        ),
+        (
+            Config::new(
+                "convoy",
+                &[1, 0],
+                2,
+                vec![
+                    on(1, &[writes(&[0, 1]), writes(&[0, 1]), writes(&[0, 1])]),
+                    on(0, &[writes(&[0, 1]), writes(&[0, 1])]),
+                ],
+            )
+            .with(|features| features.convoys = true)
+            .calm(),
+            "companions kept",
+        ),
+        (
+            Config::new(
+                "holds of 3 nodes",
+                &[1, 0, 0],
+                2,
+                vec![
+                    on(1, &[hold(&[0, 1], Access::Write)]),
+                    on(2, &[hold(&[0, 1], Access::Write)]),
+                    on(0, &[write(1)]),
+                ],
+            ),
+            "holds companions refused",
+        ),
+        (
+            Config::new(
+                "a hold to read",
+                &[1, 0],
+                1,
+                vec![
+                    on(0, &[write(0), write(0)]),
+                    on(1, &[hold(&[0], Access::Read)]),
+                    on(1, &[write(0)]),
+                ],
+            ),
+            "holds deferred",
+        ),
+        (
+            Config::new(
+                "holds and faults",
+                &[1, 1],
+                2,
+                vec![
+                    on(0, &[hold(&[0, 1], Access::Write)]),
+                    on(1, &[hold(&[0, 1], Access::Read), read(0)]),
+                ],
+            )
+            .fifo(),
+            "holds kept",
+        ),
+        (
+            Config::new(
+                "prefetch",
+                &[1, 0],
+                2,
+                vec![
+                    on(1, &[prefetch(&[0, 1]), write(0)]),
+                    on(1, &[access(&[(1, Use::Read), (0, Use::Write)])]),
+                    on(0, &[write(1), read(0)]),
+                ],
+            ),
+            "companions hurry-req void",
+        ),
+        (
+            Config::new(
+                "everything",
+                &[1, 1],
+                4,
+                vec![
+                    on(0, &[writes(&[0, 2]), access(&[(0, Use::Read), (2, Use::Walk)])]),
+                    on(1, &[writes(&[2, 0]), access(&[(2, Use::Read), (1, Use::Walk)])]),
+                ],
+            )
+            .with(|features| *features = dsm_core::protocol::Features::default())
+            .lease(2),
+            "leases kept",
+        ),
+    ]
+}
+
+fn losses() -> Vec<(Config, &'static str)> {
+    vec![
+        (
+            Config::new(
+                "2 nodes, the owner is lost",
+                &[1, 0],
+                1,
+                vec![on(0, &[read(0), write(0)]), on(1, &[write(0), read(0), write(0)])],
+            )
+            .losing(0),
+            "poisoned",
+        ),
+        (
+            Config::new(
+                "3 nodes, the owner is lost",
+                &[1, 0, 0],
+                1,
+                vec![on(0, &[write(0)]), on(1, &[write(0)]), on(2, &[read(0), write(0)])],
+            )
+            .losing(0),
+            "poisoned deferred",
+        ),
+        (
+            Config::new(
+                "3 nodes, a holder is lost",
+                &[1, 0, 0],
+                1,
+                vec![on(0, &[write(0)]), on(1, &[read(0)]), on(2, &[read(0), write(0)])],
+            )
+            .losing(1),
+            "poisoned deferred",
+        ),
+        (
+            Config::new(
+                "3 nodes, 2 pages, a loss",
+                &[1, 1, 0],
+                2,
+                vec![
+                    on(0, &[writes(&[1, 0])]),
+                    on(1, &[writes(&[0, 1])]),
+                    on(2, &[read(0), read(1)]),
+                ],
+            )
+            .losing(0)
+            .fifo(),
+            "poisoned kept",
+        ),
+        (
+            Config::new(
+                "a hold and a loss",
+                &[1, 0],
+                2,
+                vec![on(0, &[write(0)]), on(1, &[hold(&[0, 1], Access::Read), write(1)])],
+            )
+            .losing(0),
+            "poisoned holds",
+        ),
+        (
+            Config::new(
+                "a lease and a loss",
+                &[1, 0, 0],
+                2,
+                vec![on(1, &[write(0), read(1)]), on(2, &[read(0)])],
+            )
+            .lease(2)
+            .losing(0),
+            "poisoned leases",
+        ),
+    ]
+}

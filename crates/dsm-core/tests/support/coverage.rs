@@ -1,0 +1,113 @@
+//! What happened in a history or a state space: shows that a configuration exercises its feature.
+
+use dsm_core::protocol::Counters;
+use std::fmt;
+
+/// Counts of events, or the most in any history.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Coverage {
+    pub messages: u64,
+    pub faults: u64,
+    pub retired: u64,
+    pub poisoned: u64,
+    pub leases: u64,
+    pub migratory: u64,
+    pub companions: u64,
+    pub refused: u64,
+    pub void: u64,
+    pub without_data: u64,
+    pub unchanged: u64,
+    pub forwards: u64,
+    pub kept: u64,
+    pub deferred: u64,
+    pub hurried_requests: u64,
+    pub hurried_invalidations: u64,
+    pub handed_over: u64,
+    pub holds: u64,
+}
+
+impl Coverage {
+    pub fn rows(&self) -> [(&'static str, u64); 18] {
+        [
+            ("messages", self.messages),
+            ("faults", self.faults),
+            ("retired", self.retired),
+            ("poisoned", self.poisoned),
+            ("leases", self.leases),
+            ("migratory", self.migratory),
+            ("companions", self.companions),
+            ("refused", self.refused),
+            ("void", self.void),
+            ("no-data", self.without_data),
+            ("unchanged", self.unchanged),
+            ("forwards", self.forwards),
+            ("kept", self.kept),
+            ("deferred", self.deferred),
+            ("hurry-req", self.hurried_requests),
+            ("hurry-inv", self.hurried_invalidations),
+            ("handed-over", self.handed_over),
+            ("holds", self.holds),
+        ]
+    }
+
+    fn rows_mut(&mut self) -> [&mut u64; 18] {
+        [
+            &mut self.messages,
+            &mut self.faults,
+            &mut self.retired,
+            &mut self.poisoned,
+            &mut self.leases,
+            &mut self.migratory,
+            &mut self.companions,
+            &mut self.refused,
+            &mut self.void,
+            &mut self.without_data,
+            &mut self.unchanged,
+            &mut self.forwards,
+            &mut self.kept,
+            &mut self.deferred,
+            &mut self.hurried_requests,
+            &mut self.hurried_invalidations,
+            &mut self.handed_over,
+            &mut self.holds,
+        ]
+    }
+
+    /// Adds what a machine counted between two moments.
+    pub fn add_counters(&mut self, before: &Counters, after: &Counters) {
+        self.messages += after.messages_sent - before.messages_sent;
+        self.leases += after.leases - before.leases;
+        self.migratory += after.migratory_grants - before.migratory_grants;
+        self.companions += after.companions_received - before.companions_received;
+        self.refused += after.companions_refused - before.companions_refused;
+        self.void += after.void_grants - before.void_grants;
+        self.without_data += after.received_without_data - before.received_without_data;
+        self.unchanged += after.left_unchanged - before.left_unchanged;
+        self.forwards += after.forwards - before.forwards;
+        self.kept += after.kept - before.kept;
+    }
+
+    pub fn max(&mut self, other: &Self) {
+        for (mine, (_, theirs)) in self.rows_mut().into_iter().zip(other.rows()) {
+            *mine = (*mine).max(theirs);
+        }
+    }
+
+    pub fn sum(&mut self, other: &Self) {
+        for (mine, (_, theirs)) in self.rows_mut().into_iter().zip(other.rows()) {
+            *mine += theirs;
+        }
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seen: Vec<String> = self
+            .rows()
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        f.write_str(&seen.join(", "))
+    }
+}

@@ -1,0 +1,157 @@
+//! A node's memory: one value a page, and the right to it. Checks what the protocol does to it.
+
+use dsm_core::protocol::{Effects, Message};
+use dsm_core::{Access, NodeId, Page};
+
+/// What a page is to the threads of a node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Mapping {
+    None,
+    Read,
+    Write,
+    Poisoned,
+}
+
+impl Mapping {
+    pub fn of(access: Access) -> Self {
+        if access == Access::Read { Self::Read } else { Self::Write }
+    }
+
+    pub fn allows(self, access: Access) -> bool {
+        match self {
+            Self::None | Self::Poisoned => false,
+            Self::Read => access == Access::Read,
+            Self::Write => true,
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Memory {
+    pub frames: Vec<u64>,
+    pub mappings: Vec<Mapping>,
+}
+
+impl Memory {
+    pub fn new(pages: u64) -> Self {
+        Self { frames: vec![0; pages as usize], mappings: vec![Mapping::None; pages as usize] }
+    }
+
+    pub fn mapping(&self, page: Page) -> Mapping {
+        self.mappings[page.0 as usize]
+    }
+
+    pub fn frame(&self, page: Page) -> u64 {
+        self.frames[page.0 as usize]
+    }
+
+    pub fn allows(&self, page: Page, access: Access) -> bool {
+        self.mapping(page).allows(access)
+    }
+}
+
+/// One event at one node: what the machine does to the memory, and what it sends.
+pub struct Turn<'a> {
+    pub memory: &'a mut Memory,
+    /// Values that came with the message.
+    pub payload: &'a [u64],
+    pub sent: Vec<(NodeId, Message, Vec<u64>)>,
+    pub installed: Vec<(Page, Access)>,
+    pub poisoned: bool,
+    /// Pages whose mapping or bytes changed.
+    pub touched: Vec<Page>,
+    /// The first misuse of the memory.
+    pub wrong: Option<String>,
+}
+
+impl<'a> Turn<'a> {
+    pub fn new(memory: &'a mut Memory, payload: &'a [u64]) -> Self {
+        Self {
+            memory,
+            payload,
+            sent: Vec::new(),
+            installed: Vec::new(),
+            poisoned: false,
+            touched: Vec::new(),
+            wrong: None,
+        }
+    }
+
+    fn require(&mut self, holds: bool, what: &str, page: Page) {
+        if !holds && self.wrong.is_none() {
+            self.wrong = Some(format!("effects: {what} ({page:?})"));
+        }
+    }
+
+    fn set(&mut self, page: Page, mapping: Mapping) {
+        self.memory.mappings[page.0 as usize] = mapping;
+        self.touched.push(page);
+    }
+}
+
+impl Effects for Turn<'_> {
+    fn send(&mut self, to: NodeId, message: Message) {
+        let mut payload = Vec::new();
+        if let Message::Grant(grant) = &message {
+            for granted in &grant.pages {
+                let writable = self.memory.allows(granted.page, Access::Write);
+                self.require(!writable, "granted while it can be written", granted.page);
+                if granted.data {
+                    payload.push(self.memory.frame(granted.page));
+                }
+            }
+        }
+        self.sent.push((to, message, payload));
+    }
+
+    fn fill(&mut self, page: Page, payload: usize) {
+        let Some(&value) = self.payload.get(payload) else {
+            return self.require(false, "filled from bytes that did not come", page);
+        };
+        let same = self.memory.frame(page) == value;
+        let mapped = self.memory.allows(page, Access::Read);
+        self.require(!mapped || same, "bytes changed under a reader", page);
+        self.memory.frames[page.0 as usize] = value;
+        self.touched.push(page);
+    }
+
+    fn install(&mut self, page: Page, right: Access) {
+        let mapping = self.memory.mapping(page);
+        self.require(mapping != Mapping::Poisoned, "installed after poisoning", page);
+        let lowers = mapping == Mapping::Write && right == Access::Read;
+        self.require(!lowers, "an installation took away a right", page);
+        self.set(page, Mapping::of(right));
+        self.installed.push((page, right));
+    }
+
+    fn protect(&mut self, pages: &[Page]) {
+        for &page in pages {
+            let mapping = self.memory.mapping(page);
+            self.require(mapping == Mapping::Write, "protected, but not writable", page);
+            self.set(page, Mapping::Read);
+        }
+    }
+
+    fn revoke(&mut self, pages: &[Page]) {
+        for &page in pages {
+            let mapped = self.memory.allows(page, Access::Read);
+            self.require(mapped, "revoked, but not mapped", page);
+            self.set(page, Mapping::None);
+        }
+    }
+
+    fn poison(&mut self, page: Page) {
+        self.poisoned = true;
+        self.set(page, Mapping::Poisoned);
+    }
+
+    fn fingerprint(&mut self, page: Page) -> u64 {
+        let writable = self.memory.allows(page, Access::Write);
+        self.require(!writable, "fingerprint of bytes that can be written", page);
+        self.memory.frame(page)
+    }
+
+    fn zero_fingerprint(&self) -> u64 {
+        0
+    }
+}

@@ -1,0 +1,158 @@
+//! What the threads of a world do, and what world it is.
+
+use dsm_core::protocol::{Features, Homes, Mutation, Settings};
+use dsm_core::{Access, NodeId, Page};
+
+/// What an instruction does with one page.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Use {
+    Read,
+    /// Stores a value that nothing has stored before.
+    Write,
+    /// Needs the right to write and stores what is there, like a processor's walk of page tables.
+    Walk,
+}
+
+impl Use {
+    pub fn access(self) -> Access {
+        if self == Self::Read { Access::Read } else { Access::Write }
+    }
+}
+
+/// One step of a thread.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Op {
+    /// An instruction: needs all these pages at the same time.
+    Access(Vec<(Page, Use)>),
+    /// Holds pages, uses them without faulting, and lets go.
+    Hold(Vec<Page>, Access),
+    /// Asks for copies, and does not wait.
+    Prefetch(Vec<Page>),
+}
+
+pub fn read(page: u64) -> Op {
+    Op::Access(vec![(Page(page), Use::Read)])
+}
+
+pub fn write(page: u64) -> Op {
+    Op::Access(vec![(Page(page), Use::Write)])
+}
+
+pub fn walk(page: u64) -> Op {
+    Op::Access(vec![(Page(page), Use::Walk)])
+}
+
+pub fn access(uses: &[(u64, Use)]) -> Op {
+    Op::Access(uses.iter().map(|&(page, how)| (Page(page), how)).collect())
+}
+
+pub fn writes(pages: &[u64]) -> Op {
+    Op::Access(pages.iter().map(|&page| (Page(page), Use::Write)).collect())
+}
+
+pub fn hold(pages: &[u64], access: Access) -> Op {
+    Op::Hold(pages.iter().map(|&page| Page(page)).collect(), access)
+}
+
+pub fn prefetch(pages: &[u64]) -> Op {
+    Op::Prefetch(pages.iter().map(|&page| Page(page)).collect())
+}
+
+/// A thread: where it runs, and what.
+#[derive(Clone, Debug)]
+pub struct Script {
+    pub node: usize,
+    pub ops: Vec<Op>,
+}
+
+pub fn on(node: usize, ops: &[Op]) -> Script {
+    Script { node, ops: ops.to_vec() }
+}
+
+/// A world before it starts.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub name: String,
+    pub pages: u64,
+    pub lease_pages: u64,
+    /// Share of each node in the region; also says how many nodes there are.
+    pub shares: Vec<u64>,
+    pub features: Features,
+    pub scripts: Vec<Script>,
+    /// The node that may be lost, at any moment.
+    pub loss: Option<usize>,
+    /// Messages of one node to another arrive in order.
+    pub fifo: bool,
+    /// A thread's next instruction comes only after its episode has ended.
+    pub calm: bool,
+    pub mutation: Option<Mutation>,
+}
+
+/// Every feature off.
+pub const PLAIN: Features = Features {
+    lease: false,
+    fault_around: false,
+    convoys: false,
+    migratory: false,
+    unchanged: false,
+    check: true,
+};
+
+impl Config {
+    pub fn new(name: &str, shares: &[u64], pages: u64, scripts: Vec<Script>) -> Self {
+        Self {
+            name: name.to_owned(),
+            pages,
+            lease_pages: 1,
+            shares: shares.to_vec(),
+            features: PLAIN,
+            scripts,
+            loss: None,
+            fifo: false,
+            calm: false,
+            mutation: None,
+        }
+    }
+
+    pub fn with(mut self, change: impl FnOnce(&mut Features)) -> Self {
+        change(&mut self.features);
+        self
+    }
+
+    pub fn lease(mut self, pages: u64) -> Self {
+        self.features.lease = true;
+        self.lease_pages = pages;
+        self
+    }
+
+    pub fn losing(mut self, node: usize) -> Self {
+        self.loss = Some(node);
+        self
+    }
+
+    pub fn fifo(mut self) -> Self {
+        self.fifo = true;
+        self
+    }
+
+    pub fn calm(mut self) -> Self {
+        self.calm = true;
+        self
+    }
+
+    pub fn nodes(&self) -> usize {
+        self.shares.len()
+    }
+
+    pub fn settings(&self, node: usize) -> Settings {
+        Settings {
+            me: NodeId::new(node).expect("a node of the cluster"),
+            nodes: self.nodes(),
+            pages: self.pages,
+            lease_pages: self.lease_pages,
+            homes: Homes::spread(self.pages, self.lease_pages, &self.shares),
+            features: self.features,
+            mutation: self.mutation,
+        }
+    }
+}

@@ -1,0 +1,593 @@
+//! Nodes, network and threads: which events are possible, what they do, and what must hold.
+
+use std::sync::Arc;
+
+use dsm_core::protocol::{Grant, Message, PageState, Protocol, Right, Violation};
+use dsm_core::{Access, NodeId, Page, ThreadId, Version};
+
+use super::coverage::Coverage;
+use super::fingerprint::fingerprint;
+use super::memory::{Mapping, Memory, Turn};
+use super::script::{Config, Op, Use};
+
+/// Added to a thread's number for the holds it takes.
+const HOLDS: u32 = 1000;
+
+/// A machine with its memory.
+#[derive(Clone)]
+pub struct Node {
+    pub protocol: Protocol,
+    pub memory: Memory,
+    pub alive: bool,
+    /// Of the protocol and the memory; kept, since most events change one node.
+    fingerprint: u128,
+    /// To tell repeated messages: the highest request number, and the last invalidation by page.
+    last_seq: u32,
+    invalidated: Vec<Version>,
+}
+
+/// A message under way.
+#[derive(Debug)]
+pub struct Envelope {
+    pub from: NodeId,
+    pub to: NodeId,
+    pub message: Message,
+    pub payload: Vec<u64>,
+    fingerprint: u128,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Stance {
+    /// Can try its next step.
+    Free,
+    /// Faulted, and waits.
+    Blocked(Page, Access),
+    /// Waits for a hold.
+    Gathering,
+    /// Has a hold.
+    Holding,
+    /// Ended by a lost page.
+    Dead,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Thread {
+    pub next: u8,
+    pub stance: Stance,
+    /// It has run, and the machine has not been told.
+    pub ran: bool,
+    /// It has faulted since its last episode ended.
+    pub open: bool,
+    /// Its instruction has retired: the episode may be ended.
+    pub quiet: bool,
+}
+
+/// Something that may happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// The message at this place arrives.
+    Deliver(usize),
+    /// The message of the lost node at this place does not arrive.
+    Drop(usize),
+    /// The thread tries its next step.
+    Attempt(usize),
+    /// The machine learns that the thread has run.
+    Ran(usize),
+    /// The machine learns that the thread is quiet.
+    Quiet(usize),
+    /// The thread lets go of its hold.
+    Release(usize),
+    /// The node vanishes.
+    Lose(usize),
+    /// The node learns of the loss.
+    End(usize),
+}
+
+#[derive(Clone)]
+pub struct World {
+    pub nodes: Vec<Arc<Node>>,
+    pub threads: Vec<Thread>,
+    pub network: Vec<Arc<Envelope>>,
+    /// What the last write that retired stored.
+    pub latest: Vec<u64>,
+    pub lost: bool,
+    /// Pages touched by the last event.
+    pub touched: Vec<Page>,
+    pub coverage: Coverage,
+}
+
+impl World {
+    pub fn new(config: &Config) -> Self {
+        let nodes = (0..config.nodes())
+            .map(|index| {
+                let mut node = Node {
+                    protocol: Protocol::new(config.settings(index)),
+                    memory: Memory::new(config.pages),
+                    alive: true,
+                    fingerprint: 0,
+                    last_seq: 0,
+                    invalidated: vec![Version::ZERO; config.pages as usize],
+                };
+                node.fingerprint = fingerprint(&(&node.protocol, &node.memory));
+                Arc::new(node)
+            })
+            .collect();
+        let thread =
+            Thread { next: 0, stance: Stance::Free, ran: false, open: false, quiet: false };
+        Self {
+            nodes,
+            threads: vec![thread; config.scripts.len()],
+            network: Vec::new(),
+            latest: vec![0; config.pages as usize],
+            lost: false,
+            touched: Vec::new(),
+            coverage: Coverage::default(),
+        }
+    }
+
+    /// Equal for equal states; the order of messages under way counts only where it must.
+    pub fn fingerprint(&self, config: &Config) -> u128 {
+        let mut sum = 0u128;
+        for (at, envelope) in self.network.iter().enumerate() {
+            let place = if config.fifo { self.ahead(at) } else { 0 };
+            sum = sum.wrapping_add(fingerprint(&(envelope.fingerprint, place)));
+        }
+        for (index, node) in self.nodes.iter().enumerate() {
+            sum = sum.wrapping_add(fingerprint(&(node.fingerprint, node.alive, index)));
+        }
+        fingerprint(&(sum, &self.threads, &self.latest, self.lost))
+    }
+
+    /// How many messages of the same link are ahead of that at `at`.
+    fn ahead(&self, at: usize) -> usize {
+        let this = &self.network[at];
+        self.network[..at].iter().filter(|e| e.from == this.from && e.to == this.to).count()
+    }
+
+    /// Everything that may happen next.
+    pub fn actions(&self, config: &Config, actions: &mut Vec<Action>) {
+        actions.clear();
+        for (at, envelope) in self.network.iter().enumerate() {
+            let twin =
+                self.network[..at].iter().any(|other| other.fingerprint == envelope.fingerprint);
+            if twin || config.fifo && self.ahead(at) > 0 {
+                continue;
+            }
+            actions.push(Action::Deliver(at));
+            if !self.nodes[envelope.from.index()].alive {
+                actions.push(Action::Drop(at));
+            }
+        }
+        for (index, (thread, script)) in self.threads.iter().zip(&config.scripts).enumerate() {
+            let more = usize::from(thread.next) < script.ops.len();
+            if thread.stance == Stance::Free && more && !(config.calm && thread.quiet) {
+                actions.push(Action::Attempt(index));
+            }
+            if thread.ran {
+                actions.push(Action::Ran(index));
+            }
+            if thread.quiet {
+                actions.push(Action::Quiet(index));
+            }
+            if thread.stance == Stance::Holding {
+                actions.push(Action::Release(index));
+            }
+        }
+        match config.loss {
+            Some(node) if !self.lost => actions.push(Action::Lose(node)),
+            Some(_) => {
+                for (index, node) in self.nodes.iter().enumerate() {
+                    if node.alive && !node.protocol.has_ended() {
+                        actions.push(Action::End(index));
+                    }
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Lets `action` happen, and checks what it did.
+    pub fn apply(&mut self, config: &Config, action: Action) -> Result<(), String> {
+        self.touched.clear();
+        match action {
+            Action::Deliver(at) => {
+                let envelope = self.network.remove(at);
+                self.deliver(config, &envelope)?;
+            }
+            Action::Drop(at) => {
+                self.network.remove(at);
+            }
+            Action::Attempt(thread) => self.attempt(config, thread)?,
+            Action::Ran(thread) => {
+                self.threads[thread].ran = false;
+                self.turn(config, config.scripts[thread].node, &[], |protocol, fx| {
+                    protocol.thread_ran(ThreadId(thread as u32), fx);
+                    Ok(())
+                })?;
+            }
+            Action::Quiet(thread) => {
+                self.threads[thread].ran = false;
+                self.threads[thread].open = false;
+                self.threads[thread].quiet = false;
+                self.turn(config, config.scripts[thread].node, &[], |protocol, fx| {
+                    protocol.thread_quiet(ThreadId(thread as u32), fx);
+                    Ok(())
+                })?;
+            }
+            Action::Release(thread) => self.release(config, thread)?,
+            Action::Lose(node) => self.lose(config, node),
+            Action::End(node) => {
+                self.turn(config, node, &[], |protocol, fx| {
+                    protocol.end(fx);
+                    Ok(())
+                })?;
+                self.network.retain(|envelope| envelope.to.index() != node);
+            }
+        }
+        Ok(())
+    }
+
+    pub fn deliver(&mut self, config: &Config, envelope: &Envelope) -> Result<(), String> {
+        let to = envelope.to.index();
+        if !self.nodes[to].alive {
+            return Ok(());
+        }
+        let sent = self.network.len();
+        self.turn(config, to, &envelope.payload, |protocol, fx| {
+            protocol.receive(envelope.from, envelope.message.clone(), fx)
+        })?;
+        if let Message::Invalidate(invalidate) = &envelope.message
+            && !self.nodes[to].protocol.has_ended()
+        {
+            let acknowledged = self.network[sent.min(self.network.len())..].iter().any(
+                |e| matches!(e.message, Message::InvalidateAck(ack) if ack.page == invalidate.page),
+            );
+            self.coverage.deferred += u64::from(!acknowledged);
+        }
+        Ok(())
+    }
+
+    fn attempt(&mut self, config: &Config, index: usize) -> Result<(), String> {
+        let script = &config.scripts[index];
+        let op = &script.ops[usize::from(self.threads[index].next)];
+        match op {
+            Op::Access(uses) => {
+                let memory = &self.nodes[script.node].memory;
+                let missing = uses.iter().find(|(page, how)| !memory.allows(*page, how.access()));
+                match missing {
+                    None => self.retire(index, script.node, uses)?,
+                    Some((page, _)) if memory.mapping(*page) == Mapping::Poisoned => {
+                        self.kill(index);
+                    }
+                    Some(&(page, how)) => self.fault(config, index, page, how.access())?,
+                }
+            }
+            Op::Hold(pages, access) => {
+                self.threads[index].stance = Stance::Gathering;
+                self.turn(config, script.node, &[], |protocol, fx| {
+                    protocol.hold(ThreadId(index as u32 + HOLDS), pages, *access, fx);
+                    Ok(())
+                })?;
+            }
+            Op::Prefetch(pages) => {
+                self.threads[index].next += 1;
+                self.turn(config, script.node, &[], |protocol, fx| {
+                    protocol.prefetch(pages, fx);
+                    Ok(())
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fault(
+        &mut self,
+        config: &Config,
+        index: usize,
+        page: Page,
+        access: Access,
+    ) -> Result<(), String> {
+        self.coverage.faults += 1;
+        let thread = &mut self.threads[index];
+        thread.stance = Stance::Blocked(page, access);
+        (thread.ran, thread.open, thread.quiet) = (false, true, false);
+        self.turn(config, config.scripts[index].node, &[], |protocol, fx| {
+            protocol.fault(ThreadId(index as u32), page, access, fx);
+            Ok(())
+        })
+    }
+
+    /// All rights are there: the instruction happens.
+    fn retire(&mut self, index: usize, node: usize, uses: &[(Page, Use)]) -> Result<(), String> {
+        let thread = &mut self.threads[index];
+        let value = (index as u64 + 1) << 16 | (u64::from(thread.next) + 1);
+        thread.next += 1;
+        thread.ran |= thread.open && !thread.quiet;
+        thread.quiet = thread.open;
+        self.coverage.retired += 1;
+        for &(page, how) in uses {
+            self.check_latest(node, page)?;
+            if how == Use::Write {
+                self.store(node, page, value);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_latest(&self, node: usize, page: Page) -> Result<(), String> {
+        let (found, latest) = (self.nodes[node].memory.frame(page), self.latest[page.0 as usize]);
+        if found == latest {
+            return Ok(());
+        }
+        Err(format!("latest write: node {node} sees {found:#x} in {page:?}, not {latest:#x}"))
+    }
+
+    fn store(&mut self, node: usize, page: Page, value: u64) {
+        let node = Arc::make_mut(&mut self.nodes[node]);
+        node.memory.frames[page.0 as usize] = value;
+        node.fingerprint = fingerprint(&(&node.protocol, &node.memory));
+        self.latest[page.0 as usize] = value;
+        self.touched.push(page);
+    }
+
+    fn kill(&mut self, index: usize) {
+        self.coverage.poisoned += 1;
+        let thread = &mut self.threads[index];
+        thread.stance = Stance::Dead;
+        (thread.ran, thread.quiet) = (false, false);
+    }
+
+    fn release(&mut self, config: &Config, index: usize) -> Result<(), String> {
+        let node = config.scripts[index].node;
+        let Op::Hold(pages, access) =
+            &config.scripts[index].ops[usize::from(self.threads[index].next)]
+        else {
+            return Err("harness: released what is no hold".to_owned());
+        };
+        let value = (index as u64 + 1) << 16 | (u64::from(self.threads[index].next) + 1);
+        for &page in pages {
+            self.check_latest(node, page)?;
+            if *access == Access::Write {
+                self.store(node, page, value);
+            }
+        }
+        self.threads[index].next += 1;
+        self.threads[index].stance = Stance::Free;
+        self.coverage.retired += 1;
+        self.turn(config, node, &[], |protocol, fx| {
+            protocol.thread_quiet(ThreadId(index as u32 + HOLDS), fx);
+            Ok(())
+        })
+    }
+
+    pub fn lose(&mut self, config: &Config, node: usize) {
+        self.lost = true;
+        Arc::make_mut(&mut self.nodes[node]).alive = false;
+        self.network.retain(|envelope| envelope.to.index() != node);
+        for (index, script) in config.scripts.iter().enumerate() {
+            if script.node == node {
+                let thread = &mut self.threads[index];
+                thread.stance = Stance::Dead;
+                (thread.ran, thread.quiet) = (false, false);
+            }
+        }
+    }
+
+    /// One event at one machine, with all that follows from it at once.
+    fn turn(
+        &mut self,
+        config: &Config,
+        index: usize,
+        payload: &[u64],
+        event: impl FnOnce(&mut Protocol, &mut Turn<'_>) -> Result<(), Violation>,
+    ) -> Result<(), String> {
+        let node = Arc::make_mut(&mut self.nodes[index]);
+        let before = *node.protocol.counters();
+        let mut turn = Turn::new(&mut node.memory, payload);
+        event(&mut node.protocol, &mut turn)
+            .map_err(|violation| format!("violation: {violation}"))?;
+        let Turn { sent, installed, poisoned, touched, wrong, .. } = turn;
+        if let Some(wrong) = wrong {
+            return Err(wrong);
+        }
+        self.coverage.add_counters(&before, node.protocol.counters());
+        let ready = node.protocol.take_ready();
+        self.touched.extend(touched);
+        self.wake(config, index, &installed, &ready, poisoned);
+        for (to, message, payload) in sent {
+            self.post(config, index, to, message, payload);
+        }
+        let node = Arc::make_mut(&mut self.nodes[index]);
+        node.fingerprint = fingerprint(&(&node.protocol, &node.memory));
+        Ok(())
+    }
+
+    fn wake(
+        &mut self,
+        config: &Config,
+        node: usize,
+        installed: &[(Page, Access)],
+        ready: &[ThreadId],
+        poisoned: bool,
+    ) {
+        let ended = self.nodes[node].protocol.has_ended();
+        for index in 0..self.threads.len() {
+            if config.scripts[index].node != node {
+                continue;
+            }
+            match self.threads[index].stance {
+                Stance::Blocked(page, _)
+                    if poisoned && self.nodes[node].memory.mapping(page) == Mapping::Poisoned =>
+                {
+                    self.kill(index);
+                }
+                Stance::Blocked(page, access)
+                    if installed.iter().any(|&(p, right)| p == page && right >= access) =>
+                {
+                    self.threads[index].stance = Stance::Free;
+                }
+                Stance::Gathering if ready.contains(&ThreadId(index as u32 + HOLDS)) => {
+                    self.coverage.holds += 1;
+                    self.threads[index].stance = Stance::Holding;
+                }
+                Stance::Gathering if ended => self.kill(index),
+                _ => {}
+            }
+        }
+    }
+
+    fn post(
+        &mut self,
+        config: &Config,
+        index: usize,
+        to: NodeId,
+        message: Message,
+        payload: Vec<u64>,
+    ) {
+        let node = Arc::make_mut(&mut self.nodes[index]);
+        match &message {
+            Message::Request(request) if request.requester.index() == index => {
+                if request.seq <= node.last_seq && request.via.is_empty() {
+                    self.coverage.hurried_requests += 1;
+                }
+                node.last_seq = node.last_seq.max(request.seq);
+            }
+            Message::Invalidate(invalidate) => {
+                let last = &mut node.invalidated[invalidate.page.0 as usize];
+                let others = self.network.iter().any(|e| {
+                    e.to != to
+                        && e.from.index() == index
+                        && matches!(e.message, Message::Invalidate(i) if i == *invalidate)
+                });
+                if *last == invalidate.version && !others {
+                    self.coverage.hurried_invalidations += 1;
+                }
+                *last = invalidate.version;
+            }
+            Message::Grant(grant) => self.coverage.handed_over += grant.waiters.len() as u64,
+            _ => {}
+        }
+        let gone = &self.nodes[to.index()];
+        if !gone.alive || gone.protocol.has_ended() || to.index() >= config.nodes() {
+            return;
+        }
+        let from = NodeId::new(index).expect("a node of the cluster");
+        let fingerprint = fingerprint(&(from, to, &message, &payload));
+        self.network.push(Arc::new(Envelope { from, to, message, payload, fingerprint }));
+    }
+
+    /// What must hold after every event, for `page`.
+    pub fn check_page(&self, config: &Config, page: Page) -> Result<(), String> {
+        let mut writers = 0;
+        let mut readers = 0;
+        for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
+            let state = node.protocol.state(page);
+            let mapping = node.memory.mapping(page);
+            let agrees = matches!(
+                (state, mapping),
+                (PageState::Modified, Mapping::Write)
+                    | (PageState::Shared, Mapping::Read)
+                    | (PageState::Invalid, Mapping::None | Mapping::Poisoned)
+            );
+            if !agrees {
+                return Err(format!(
+                    "rights: {page:?} is {state:?} but {mapping:?} at node {index}"
+                ));
+            }
+            writers += usize::from(mapping == Mapping::Write);
+            readers += usize::from(mapping == Mapping::Read);
+            if node.memory.allows(page, Access::Read) {
+                self.check_latest(index, page)?;
+            }
+        }
+        if writers > 1 || writers == 1 && readers > 0 {
+            return Err(format!(
+                "one writer or many readers: {page:?} has {writers} and {readers}"
+            ));
+        }
+        let owners =
+            self.nodes.iter().filter(|node| node.alive && node.protocol.owns(page)).count()
+                + self.network.iter().filter(|e| self.gives(config, e, page).is_some()).count();
+        if owners > 1 || owners == 0 && !self.lost {
+            return Err(format!("one owner: {page:?} has {owners}"));
+        }
+        Ok(())
+    }
+
+    /// The version from which the receiver of this message will be the owner of `page`.
+    fn gives(&self, config: &Config, envelope: &Envelope, page: Page) -> Option<Version> {
+        let Message::Grant(Grant { pages, lease, .. }) = &envelope.message else { return None };
+        let block = |page: Page| page.0 / config.lease_pages;
+        if lease.is_some_and(|start| block(start) == block(page)) {
+            return Some(Version::ZERO.next());
+        }
+        pages
+            .iter()
+            .find(|granted| {
+                granted.page == page && matches!(granted.right, Right::Ownership { .. })
+            })
+            .map(|granted| granted.version.next())
+    }
+
+    /// Following hints from any node ends at the owner, or where ownership is under way to.
+    pub fn check_hints(&self, config: &Config, page: Page) -> Result<(), String> {
+        for start in 0..self.nodes.len() {
+            let mut at = start;
+            let mut since = None;
+            loop {
+                let node = &self.nodes[at];
+                if !node.alive {
+                    break;
+                }
+                let Some((owner, owner_since)) = node.protocol.probable_owner(page) else { break };
+                if since.is_some_and(|since| since > owner_since) {
+                    let under_way = self
+                        .network
+                        .iter()
+                        .any(|e| e.to.index() == at && self.gives(config, e, page) == since);
+                    if under_way || self.lost {
+                        break;
+                    }
+                    return Err(format!("hints: from node {start}, {page:?} ends at node {at}"));
+                }
+                if since == Some(owner_since) {
+                    return Err(format!("hints: from node {start}, {page:?} stays at {since:?}"));
+                }
+                since = Some(owner_since);
+                at = owner.index();
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds that are complete keep their pages.
+    pub fn check_holds(&self, config: &Config) -> Result<(), String> {
+        for (thread, script) in self.threads.iter().zip(&config.scripts) {
+            if thread.stance != Stance::Holding {
+                continue;
+            }
+            let Op::Hold(pages, access) = &script.ops[usize::from(thread.next)] else { continue };
+            let memory = &self.nodes[script.node].memory;
+            if let Some(page) = pages.iter().find(|page| !memory.allows(**page, *access)) {
+                return Err(format!("holds: node {} lost {page:?}", script.node));
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing can happen any more: then everything must be over.
+    pub fn check_end(&self, config: &Config) -> Result<(), String> {
+        for (index, (thread, script)) in self.threads.iter().zip(&config.scripts).enumerate() {
+            let over = usize::from(thread.next) == script.ops.len();
+            if thread.stance != Stance::Dead && !over {
+                return Err(format!("deadlock: thread {index} is {:?}", thread.stance));
+            }
+        }
+        for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
+            if !node.protocol.is_idle() {
+                return Err(format!("idle: something is under way at node {index} for ever"));
+            }
+        }
+        Ok(())
+    }
+}
