@@ -4,7 +4,7 @@ use super::mutation::Mutation;
 use super::table::{Entry, Role, Sharing};
 use super::{
     COMPANIONS_MAX, Companion, Effects, Invalidate, Invalidating, Message, Need, NodeSet, Outbound,
-    Outstanding, PageState, Protocol, Request, right_of,
+    Outstanding, PageState, Protocol, Request, oldest, right_of,
 };
 use crate::types::{Access, Age, Page, ThreadId, Version};
 
@@ -243,6 +243,9 @@ impl Protocol {
         }
         self.table.put(page, entry);
         let version = entry.version;
+        // Whoever keeps a copy keeps it from those who wait here as well.
+        let waiting = self.pending.get(&page).and_then(|pending| oldest(&pending.waiters));
+        let age = waiting.map_or(age, |waiter| age.min(waiter.age));
         self.pending(page).invalidating = Some(Invalidating { missing, version, age });
         self.invalidate(page, missing, version, age, fx);
     }
