@@ -41,6 +41,8 @@ struct Episode {
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub(super) struct Episodes {
     by_thread: BTreeMap<ThreadId, Episode>,
+    /// Pages that episodes have let go to make room for others.
+    let_go: Vec<Page>,
 }
 
 /// What became of a hold when a page changed hands.
@@ -90,7 +92,7 @@ impl Episodes {
                 Phase::Waiting { page: waits, access } if *waits == page && *access <= right => {
                     let access = *access;
                     episode.phase = Phase::Resuming;
-                    episode.keep(page, access);
+                    self.let_go.extend(episode.keep(page, access));
                 }
                 Phase::Gathering { missing, access } if *access <= right => {
                     let Some(at) = missing.iter().position(|&waits| waits == page) else {
@@ -122,6 +124,11 @@ impl Episodes {
                 rewant.push(Rewant { page, access: *access, age: episode.age });
             }
         }
+    }
+
+    /// The pages let go since the last call: requests for them may be waiting.
+    pub(super) fn take_let_go(&mut self) -> Vec<Page> {
+        std::mem::take(&mut self.let_go)
     }
 
     /// Whether some episode keeps `page` against a request of this access and age.
@@ -198,15 +205,16 @@ impl Episodes {
 }
 
 impl Episode {
-    fn keep(&mut self, page: Page, access: Access) {
+    /// Gathers `page`; returns the page that it lets go for it, if it has too many.
+    fn keep(&mut self, page: Page, access: Access) -> Option<Page> {
         if let Some(kept) = self.pages.iter_mut().find(|(kept, _)| *kept == page) {
             kept.1 = kept.1.max(access);
-            return;
+            return None;
         }
-        if self.pages.len() == PAGES_MAX {
-            self.pages.remove(0);
-        }
+        let full = self.pages.len() == PAGES_MAX;
+        let oldest = full.then(|| self.pages.remove(0).0);
         self.pages.push((page, access));
+        oldest
     }
 }
 

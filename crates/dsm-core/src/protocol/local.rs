@@ -422,10 +422,18 @@ impl Protocol {
         self.send(owner, Message::Request(request), fx);
     }
 
-    /// Pages that a gathering hold lost are asked for again.
+    /// What an event leaves to do: pages that a gathering hold lost are asked for again, and those
+    /// that an episode let go are given to who waits for them.
     pub(super) fn settle<E: Effects>(&mut self, fx: &mut E) {
-        while let Some(rewant) = self.rewant.pop() {
-            self.need(rewant.page, rewant.access, rewant.age, &[], fx);
+        loop {
+            while let Some(rewant) = self.rewant.pop() {
+                self.need(rewant.page, rewant.access, rewant.age, &[], fx);
+            }
+            let let_go = self.episodes.take_let_go();
+            if let_go.is_empty() {
+                return;
+            }
+            self.attend_all(let_go, fx);
         }
     }
 }
