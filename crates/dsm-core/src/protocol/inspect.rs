@@ -12,4 +12,10 @@ impl Protocol {
             Role::Holder { owner, owner_since } => Some((owner, owner_since)),
         }
     }
+
+    /// What is under way at this node, for a person to read.
+    pub fn describe(&self) -> String {
+        let Self { pending, outbound, leasing, episodes, .. } = self;
+        format!("{pending:?}\n    {outbound:?} {leasing:?}\n    {episodes:?}")
+    }
 }

@@ -1,1 +1,238 @@
-//! placeholder
+//! Plays one random history of a larger world: messages take time, threads take time, nodes differ.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
+
+use super::coverage::Coverage;
+use super::script::Config;
+use super::world::{Action, Envelope, Stance, World};
+
+/// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+#[derive(Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ word >> 31
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit.max(1)
+    }
+
+    pub fn one_in(&mut self, chances: u64) -> bool {
+        self.below(chances) == 0
+    }
+
+    /// Some different numbers below `limit`.
+    pub fn some(&mut self, count: usize, limit: u64) -> Vec<u64> {
+        let mut chosen = Vec::new();
+        while chosen.len() < count.min(limit as usize) {
+            let number = self.below(limit);
+            if !chosen.contains(&number) {
+                chosen.push(number);
+            }
+        }
+        chosen
+    }
+}
+
+/// How long things take, in ticks.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// A message takes 1 to this.
+    pub latency_max: u64,
+    /// One node in this many is ten times slower.
+    pub slow_one_in: u64,
+    /// A thread runs 1 to this between two steps.
+    pub run_max: u64,
+    /// After this the engine takes a thread to be quiet.
+    pub quiet_after: u64,
+    /// When the lost node is lost.
+    pub loss_at: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Event {
+    Arrive(u64),
+    Step(usize),
+    Ran(usize, u8),
+    Quiet(usize, u8),
+    Lose,
+    End(usize),
+}
+
+struct Simulation<'a> {
+    config: &'a Config,
+    pace: Pace,
+    random: Random,
+    world: World,
+    now: u64,
+    order: u64,
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    flying: HashMap<u64, Arc<Envelope>>,
+    /// By link, when its last message arrives: the next comes after it where links keep order.
+    links: HashMap<(usize, usize), u64>,
+    slow: Vec<bool>,
+    scheduled: Vec<bool>,
+}
+
+/// Plays `config` to its end; `events_max` bounds it.
+pub fn simulate(
+    config: &Config,
+    pace: Pace,
+    seed: u64,
+    events_max: usize,
+) -> Result<Coverage, String> {
+    let mut random = Random(seed);
+    let slow = (0..config.nodes()).map(|_| random.one_in(pace.slow_one_in)).collect();
+    let mut simulation = Simulation {
+        config,
+        pace,
+        random,
+        world: World::new(config),
+        now: 0,
+        order: 0,
+        events: BinaryHeap::new(),
+        flying: HashMap::new(),
+        links: HashMap::new(),
+        slow,
+        scheduled: vec![false; config.scripts.len()],
+    };
+    simulation.run(events_max)?;
+    Ok(simulation.world.coverage)
+}
+
+impl Simulation<'_> {
+    fn run(&mut self, events_max: usize) -> Result<(), String> {
+        if self.config.loss.is_some() {
+            let at = self.random.below(self.pace.loss_at);
+            self.at(at, Event::Lose);
+        }
+        self.schedule_threads();
+        let mut events = 0;
+        while let Some(Reverse((time, _, event))) = self.events.pop() {
+            self.now = time;
+            events += 1;
+            if events > events_max {
+                return Err(format!("livelock: not over after {events_max} events"));
+            }
+            self.happen(event)?;
+            self.send();
+            self.schedule_threads();
+            for page in std::mem::take(&mut self.world.touched) {
+                self.world.check_page_rights(page)?;
+            }
+            self.world.check_holds(self.config)?;
+        }
+        for page in (0..self.config.pages).map(dsm_core::Page) {
+            self.world.check_page(self.config, page)?;
+            self.world.check_hints(self.config, page)?;
+        }
+        self.world.check_end(self.config)
+    }
+
+    fn at(&mut self, delay: u64, event: Event) {
+        self.order += 1;
+        self.events.push(Reverse((self.now + delay, self.order, event)));
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), String> {
+        match event {
+            Event::Arrive(number) => {
+                let Some(envelope) = self.flying.remove(&number) else { return Ok(()) };
+                let lost = !self.world.nodes[envelope.from.index()].alive;
+                if lost && self.random.one_in(2) {
+                    return Ok(());
+                }
+                self.world.touched.clear();
+                self.world.deliver(self.config, &envelope)
+            }
+            Event::Step(thread) => self.step(thread),
+            Event::Ran(thread, next) => {
+                let state = self.world.threads[thread];
+                if state.ran && state.next == next {
+                    self.world.apply(self.config, Action::Ran(thread))?;
+                }
+                Ok(())
+            }
+            Event::Quiet(thread, next) => {
+                let state = self.world.threads[thread];
+                if state.quiet && state.next == next {
+                    self.world.apply(self.config, Action::Quiet(thread))?;
+                }
+                Ok(())
+            }
+            Event::Lose => {
+                let node = self.config.loss.ok_or("harness: nobody to lose")?;
+                self.world.lose(self.config, node);
+                for survivor in (0..self.config.nodes()).filter(|&survivor| survivor != node) {
+                    let delay = 1 + self.random.below(self.pace.latency_max * 20);
+                    self.at(delay, Event::End(survivor));
+                }
+                Ok(())
+            }
+            Event::End(node) => self.world.apply(self.config, Action::End(node)),
+        }
+    }
+
+    fn step(&mut self, thread: usize) -> Result<(), String> {
+        self.scheduled[thread] = false;
+        let state = self.world.threads[thread];
+        match state.stance {
+            Stance::Free => self.world.apply(self.config, Action::Attempt(thread))?,
+            Stance::Holding => self.world.apply(self.config, Action::Release(thread))?,
+            _ => return Ok(()),
+        }
+        let next = self.world.threads[thread].next;
+        if next != state.next {
+            let soon = 1 + self.random.below(self.pace.run_max);
+            self.at(soon, Event::Ran(thread, next));
+            self.at(self.pace.quiet_after, Event::Quiet(thread, next));
+        }
+        Ok(())
+    }
+
+    /// Threads that can go on will, after a while.
+    fn schedule_threads(&mut self) {
+        for thread in 0..self.world.threads.len() {
+            let state = self.world.threads[thread];
+            let script = &self.config.scripts[thread];
+            let more = usize::from(state.next) < script.ops.len();
+            let calm = !(self.config.calm && state.quiet);
+            let ready = match state.stance {
+                Stance::Free => more && calm,
+                Stance::Holding => true,
+                _ => false,
+            };
+            if ready && !self.scheduled[thread] {
+                self.scheduled[thread] = true;
+                let factor = if self.slow[script.node] { 10 } else { 1 };
+                let delay = (1 + self.random.below(self.pace.run_max)) * factor;
+                self.at(delay, Event::Step(thread));
+            }
+        }
+    }
+
+    /// What was sent is under way.
+    fn send(&mut self) {
+        for envelope in std::mem::take(&mut self.world.network) {
+            let link = (envelope.from.index(), envelope.to.index());
+            let factor = if self.slow[link.0] || self.slow[link.1] { 10 } else { 1 };
+            let mut delay = (1 + self.random.below(self.pace.latency_max)) * factor;
+            if self.config.fifo {
+                let last = self.links.entry(link).or_default();
+                delay = delay.max((*last + 1).saturating_sub(self.now));
+                *last = self.now + delay;
+            }
+            let number = self.order;
+            self.flying.insert(number, envelope);
+            self.at(delay, Event::Arrive(number));
+        }
+    }
+}

@@ -345,6 +345,11 @@ impl World {
             return Err("harness: released what is no hold".to_owned());
         };
         let value = (index as u64 + 1) << 16 | (u64::from(self.threads[index].next) + 1);
+        let poisoned = |page: &Page| self.nodes[node].memory.mapping(*page) == Mapping::Poisoned;
+        if pages.iter().any(poisoned) {
+            self.kill(index);
+            return Ok(());
+        }
         for &page in pages {
             self.check_latest(node, page)?;
             if *access == Access::Write {
@@ -476,8 +481,8 @@ impl World {
         self.network.push(Arc::new(Envelope { from, to, message, payload, fingerprint }));
     }
 
-    /// What must hold after every event, for `page`.
-    pub fn check_page(&self, config: &Config, page: Page) -> Result<(), String> {
+    /// What must hold of the rights to `page` after every event.
+    pub fn check_page_rights(&self, page: Page) -> Result<(), String> {
         let mut writers = 0;
         let mut readers = 0;
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
@@ -505,6 +510,12 @@ impl World {
                 "one writer or many readers: {page:?} has {writers} and {readers}"
             ));
         }
+        Ok(())
+    }
+
+    /// Rights as above, and one owner, or one grant of ownership under way.
+    pub fn check_page(&self, config: &Config, page: Page) -> Result<(), String> {
+        self.check_page_rights(page)?;
         let owners =
             self.nodes.iter().filter(|node| node.alive && node.protocol.owns(page)).count()
                 + self.network.iter().filter(|e| self.gives(config, e, page).is_some()).count();
@@ -568,7 +579,11 @@ impl World {
             }
             let Op::Hold(pages, access) = &script.ops[usize::from(thread.next)] else { continue };
             let memory = &self.nodes[script.node].memory;
-            if let Some(page) = pages.iter().find(|page| !memory.allows(**page, *access)) {
+            // The region's end may poison a held page, like any other.
+            let gone = |page: Page| {
+                memory.mapping(page) != Mapping::Poisoned && !memory.allows(page, *access)
+            };
+            if let Some(page) = pages.iter().find(|page| gone(**page)) {
                 return Err(format!("holds: node {} lost {page:?}", script.node));
             }
         }
@@ -580,14 +595,24 @@ impl World {
         for (index, (thread, script)) in self.threads.iter().zip(&config.scripts).enumerate() {
             let over = usize::from(thread.next) == script.ops.len();
             if thread.stance != Stance::Dead && !over {
-                return Err(format!("deadlock: thread {index} is {:?}", thread.stance));
+                let what = format!("deadlock: thread {index} is {:?}\n", thread.stance);
+                return Err(what + &self.describe());
             }
         }
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
             if !node.protocol.is_idle() {
-                return Err(format!("idle: something is under way at node {index} for ever"));
+                let what = format!("idle: something is under way at node {index} for ever\n");
+                return Err(what + &self.describe());
             }
         }
         Ok(())
+    }
+
+    /// What is under way at every node.
+    fn describe(&self) -> String {
+        let nodes = self.nodes.iter().enumerate().filter(|(_, node)| node.alive);
+        nodes
+            .map(|(index, node)| format!("  node {index}: {}\n", node.protocol.describe()))
+            .collect()
     }
 }

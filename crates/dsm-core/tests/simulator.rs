@@ -1,0 +1,137 @@
+//! Random histories of larger worlds, replayable from a seed.
+//!
+//! `GIANTVM_SEED=n` plays the one schedule of that seed; `GIANTVM_SCHEDULES=n` sets how many.
+
+mod support;
+
+use std::time::Instant;
+
+use dsm_core::protocol::Features;
+use dsm_core::{Access, Page};
+use support::coverage::Coverage;
+use support::script::{Config, Op, PLAIN, Script, Use};
+use support::simulate::{Pace, Random, simulate};
+
+const EVENTS_MAX: usize = 2_000_000;
+
+#[test]
+fn random_schedules_end_and_are_right() {
+    if let Some(seed) = number("GIANTVM_SEED") {
+        let (config, pace) = world(seed);
+        println!("{config:#?}\n{pace:?}");
+        let coverage = play(seed);
+        return println!("seed {seed}: {coverage}");
+    }
+    let schedules = number("GIANTVM_SCHEDULES").unwrap_or(20_000);
+    let start = Instant::now();
+    let mut all = Coverage::default();
+    for seed in 0..schedules {
+        all.sum(&play(seed));
+    }
+    println!(
+        "{schedules} schedules in {:.1} s, {:.2} messages a fault: {all}",
+        start.elapsed().as_secs_f32(),
+        all.messages as f64 / all.faults as f64
+    );
+    if schedules >= 1000 {
+        let unused: Vec<_> = all.rows().iter().filter(|row| row.1 == 0).map(|row| row.0).collect();
+        assert!(unused.is_empty(), "never happened: {unused:?}");
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
+}
+
+fn play(seed: u64) -> Coverage {
+    let (config, pace) = world(seed);
+    match simulate(&config, pace, seed, EVENTS_MAX) {
+        Ok(coverage) => coverage,
+        Err(what) => panic!("{what}\nreplay with GIANTVM_SEED={seed} ({})", config.name),
+    }
+}
+
+/// The world of a seed: mostly small ones, since those have the rare interleavings.
+fn world(seed: u64) -> (Config, Pace) {
+    let mut random = Random(seed ^ 0x6769_616e_7476_6d00);
+    let nodes = match random.below(200) {
+        0 => 64,
+        1..5 => 16,
+        5..40 => 4 + random.below(5),
+        _ => 2 + random.below(3),
+    } as usize;
+    let many = random.one_in(6);
+    let pages = if many { 16 + random.below(48) } else { 1 + random.below(6) };
+    let shares = (0..nodes).map(|_| random.below(3)).collect::<Vec<_>>();
+    let threads = nodes + random.below(nodes as u64 + 1) as usize;
+    let ops = if nodes > 16 { 3 } else { 3 + random.below(6) as usize };
+    let style = random.below(6);
+    let scripts = (0..threads)
+        .map(|thread| Script {
+            node: thread % nodes,
+            ops: (0..ops).map(|at| op(&mut random, style, pages, at as u64)).collect(),
+        })
+        .collect();
+    let mut config = Config::new(&format!("{nodes} nodes, style {style}"), &shares, pages, scripts);
+    config.features = features(&mut random);
+    config.lease_pages = [1, 2, 4, 16][random.below(4) as usize];
+    config.fifo = random.one_in(2);
+    config.calm = random.one_in(3);
+    if nodes > 1 && random.one_in(5) {
+        config.loss = Some(random.below(nodes as u64) as usize);
+    }
+    let pace = Pace {
+        latency_max: [3, 10, 100][random.below(3) as usize],
+        slow_one_in: [2, 8, 1000][random.below(3) as usize],
+        run_max: [2, 20, 100][random.below(3) as usize],
+        quiet_after: [1, 30, 300][random.below(3) as usize],
+        loss_at: 500,
+    };
+    (config, pace)
+}
+
+fn features(random: &mut Random) -> Features {
+    if random.one_in(8) {
+        return PLAIN;
+    }
+    Features {
+        lease: !random.one_in(4),
+        fault_around: !random.one_in(4),
+        convoys: !random.one_in(4),
+        migratory: !random.one_in(4),
+        unchanged: !random.one_in(4),
+        check: true,
+    }
+}
+
+fn op(random: &mut Random, style: u64, pages: u64, at: u64) -> Op {
+    let page = Page(random.below(pages));
+    match (style, random.below(12)) {
+        (_, 0) => {
+            let count = 1 + random.below(4) as usize;
+            let access = if random.one_in(2) { Access::Read } else { Access::Write };
+            Op::Hold(random.some(count, pages).into_iter().map(Page).collect(), access)
+        }
+        (_, 1) => Op::Prefetch(random.some(8, pages).into_iter().map(Page).collect()),
+        // A scan.
+        (0, _) => Op::Access(vec![(Page((page.0 / 8 + at) % pages), Use::Read)]),
+        // Data that moves from node to node: read, then written.
+        (1, _) => {
+            let how = if at.is_multiple_of(2) { Use::Read } else { Use::Write };
+            Op::Access(vec![(Page((at / 2) % pages), how)])
+        }
+        // Instructions that need twelve pages, or all there are.
+        (2, _) => several(random, 12, pages),
+        (3, _) => several(random, 2, pages),
+        _ => Op::Access(vec![(page, any_use(random))]),
+    }
+}
+
+fn several(random: &mut Random, count: usize, pages: u64) -> Op {
+    let pages = random.some(count, pages);
+    Op::Access(pages.into_iter().map(|page| (Page(page), any_use(random))).collect())
+}
+
+fn any_use(random: &mut Random) -> Use {
+    [Use::Read, Use::Write, Use::Walk][random.below(3) as usize]
+}
