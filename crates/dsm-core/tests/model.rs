@@ -71,7 +71,8 @@ fn every_seeded_mistake_is_noticed() {
         });
         match caught {
             Some((name, what, states)) => {
-                println!("{mutation:?}: \"{name}\", state {states}: {what}");
+                let property = what.lines().next().unwrap_or_default();
+                println!("{mutation:?}: \"{name}\", state {states}: {property}");
             }
             None => {
                 println!("{mutation:?}: MISSED");
@@ -330,6 +331,15 @@ fn features() -> Vec<(Config, &'static str)> {
                 ],
             ),
             "holds deferred",
+        ),
+        (
+            Config::new(
+                "a companion whose copies go",
+                &[1, 0, 0],
+                2,
+                vec![on(0, &[write(1)]), on(1, &[hold(&[0, 1], Access::Write)]), on(2, &[read(1)])],
+            ),
+            "holds companions refused deferred",
         ),
         (
             Config::new(

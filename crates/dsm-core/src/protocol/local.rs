@@ -236,7 +236,9 @@ impl Protocol {
     /// The first half of a claim. Until the second, the page is not given away.
     pub(super) fn begin_claim<E: Effects>(&mut self, page: Page, age: Age, fx: &mut E) {
         let mut entry = self.table.get(page);
-        entry.version = entry.version.next();
+        if !self.mutated(Mutation::KeepVersion) {
+            entry.version = entry.version.next();
+        }
         let missing = entry.copyset();
         if let Role::Owner { sharing, .. } = &mut entry.role {
             *sharing = Sharing::Copies(NodeSet::EMPTY);

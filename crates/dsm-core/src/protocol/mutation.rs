@@ -18,12 +18,14 @@ pub enum Mutation {
     KeepAgainstOlder,
     IgnoreUpgradeAfterRead,
     LeaseTouchedBlock,
-    CompanionWithCopies,
+    CompanionWhileBusy,
+    TakeFromHold,
+    KeepVersion,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::WriteBeforeLastAck,
         Self::IgnoreInvalidation,
         Self::DropAcknowledgement,
@@ -38,6 +40,8 @@ impl Mutation {
         Self::KeepAgainstOlder,
         Self::IgnoreUpgradeAfterRead,
         Self::LeaseTouchedBlock,
-        Self::CompanionWithCopies,
+        Self::CompanionWhileBusy,
+        Self::TakeFromHold,
+        Self::KeepVersion,
     ];
 }

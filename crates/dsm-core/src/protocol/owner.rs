@@ -224,13 +224,11 @@ impl Protocol {
             let entry = self.table.get(page);
             let give = self.gives(page, request);
             let access = if give { Access::Write } else { Access::Read };
-            let idle = self
-                .pending
-                .get(&page)
-                .is_none_or(|pending| pending.invalidating.is_none() && pending.waiters.is_empty());
-            let free = !give
-                || entry.copyset().without(request.requester).is_empty()
-                || self.mutated(Mutation::CompanionWithCopies);
+            let idle = self.mutated(Mutation::CompanionWhileBusy)
+                || self.pending.get(&page).is_none_or(|pending| {
+                    pending.invalidating.is_none() && pending.waiters.is_empty()
+                });
+            let free = !give || entry.copyset().without(request.requester).is_empty();
             if !entry.is_owner() || !idle || !free {
                 continue;
             }

@@ -313,7 +313,8 @@ impl Protocol {
             self.acknowledge(from, invalidate, fx);
             return Ok(());
         }
-        let yields = writes && !self.episodes.holds(page);
+        let pinned = self.episodes.holds(page) && !self.mutated(Mutation::TakeFromHold);
+        let yields = writes && !pinned;
         if !yields && self.episodes.keeps(page, Access::Write, age) {
             self.counters.kept += 1;
             let deferred = &mut self.pending(page).deferred;
