@@ -170,7 +170,13 @@ impl Protocol {
         if self.ended {
             return self.lose(page, fx);
         }
-        if let Some(&seq) = self.leasing.get(&self.table.block_start(page)) {
+        // What brings the page: a request for it, if need be along with another page's; or that
+        // for its lease block.
+        let asked = self.pending.get(&page).and_then(|pending| pending.request);
+        let leasing = self.leasing.get(&self.table.block_start(page)).copied();
+        if let Some(seq) = asked.map(|request| request.seq).or(leasing)
+            && !entry.is_owner()
+        {
             self.want(page, access, age);
             return self.hurry_request(seq, age, fx);
         }
@@ -178,10 +184,7 @@ impl Protocol {
             Role::Owner { .. } => self.need_as_owner(page, entry, access, age, with, fx),
             Role::Holder { .. } => {
                 self.want(page, access, age);
-                match self.pending(page).request {
-                    Some(outstanding) => self.hurry_request(outstanding.seq, age, fx),
-                    None => self.request(page, access, age, with, fx),
-                }
+                self.request(page, access, age, with, fx);
             }
         }
     }
