@@ -14,8 +14,11 @@ use support::simulate::{Pace, Random, simulate};
 const NODES: [usize; 6] = [2, 4, 8, 16, 32, 64];
 const OPS: usize = 60;
 
+/// A step of a thread: its turn, and how many nodes there are.
+type Pattern = fn(&mut Random, usize, usize) -> Vec<Op>;
+
 /// Ways to share, each with a step of one thread.
-const PATTERNS: [(&str, fn(&mut Random, usize, usize) -> Vec<Op>); 4] = [
+const PATTERNS: [(&str, Pattern); 4] = [
     ("migratory", migratory),
     ("round robin", round_robin),
     ("read mostly", read_mostly),
@@ -44,7 +47,7 @@ fn main() {
     }
 }
 
-fn messages(pattern: fn(&mut Random, usize, usize) -> Vec<Op>, nodes: usize) -> f64 {
+fn messages(pattern: Pattern, nodes: usize) -> f64 {
     let mut random = Random(1);
     let scripts = (0..nodes)
         .map(|node| Script {

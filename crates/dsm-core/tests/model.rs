@@ -59,6 +59,17 @@ fn every_history_of_small_worlds_is_right() {
 }
 
 #[test]
+fn a_hold_completes_whatever_pages_it_names() {
+    for pages in [&[0, 0, 1][..], &[], &[1, 9]] {
+        let holder = on(1, &[prefetch(&[9, 0]), hold(pages, Access::Read)]);
+        let config = Config::new("odd hold", &[1, 0], 2, vec![holder, on(0, &[write(0)])]);
+        if let Some(failure) = explore(&config, STATES_MAX).failure {
+            panic!("{pages:?}: {}\n{}", failure.what, failure.history);
+        }
+    }
+}
+
+#[test]
 fn every_seeded_mistake_is_noticed() {
     let mut missed = Vec::new();
     let mut configs = configs();

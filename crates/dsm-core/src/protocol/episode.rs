@@ -78,9 +78,20 @@ impl Episodes {
         }
     }
 
-    /// Opens a hold of `pages`, all missing at first.
-    pub(super) fn hold(&mut self, thread: ThreadId, pages: &[Page], access: Access, age: Age) {
-        let phase = Phase::Gathering { missing: pages.to_vec(), access };
+    /// Opens a hold of `pages`, all missing at first and no two the same.
+    pub(super) fn hold(
+        &mut self,
+        thread: ThreadId,
+        pages: &[Page],
+        access: Access,
+        age: Age,
+        ready: &mut Vec<ThreadId>,
+    ) {
+        let mut phase = Phase::Gathering { missing: pages.to_vec(), access };
+        if pages.is_empty() {
+            phase = Phase::Held;
+            ready.push(thread);
+        }
         self.by_thread.insert(thread, Episode { age, phase, pages: Vec::new() });
     }
 
@@ -254,7 +265,7 @@ mod tests {
         let (mut episodes, thread) = (Episodes::default(), ThreadId(7));
         let pages = [Page(1), Page(2)];
         let (mut ready, mut rewant) = (Vec::new(), Vec::new());
-        episodes.hold(thread, &pages, Access::Write, age(5));
+        episodes.hold(thread, &pages, Access::Write, age(5), &mut ready);
         episodes.satisfied(Page(1), Access::Write, &mut ready);
         assert!(!episodes.keeps(Page(1), Access::Read, age(1)));
         episodes.lost(Page(1), Some(Access::Read), &mut rewant);
@@ -265,5 +276,12 @@ mod tests {
         episodes.satisfied(Page(1), Access::Write, &mut ready);
         assert_eq!(ready, [thread]);
         assert!(episodes.keeps(Page(2), Access::Read, age(1)));
+    }
+
+    #[test]
+    fn a_hold_of_nothing_is_complete() {
+        let (mut episodes, mut ready) = (Episodes::default(), Vec::new());
+        episodes.hold(ThreadId(7), &[], Access::Read, age(5), &mut ready);
+        assert_eq!(ready, [ThreadId(7)]);
     }
 }

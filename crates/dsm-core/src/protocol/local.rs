@@ -1,5 +1,7 @@
 //! What threads of this node ask for: faults, holds, prefetches, and the requests they cause.
 
+use std::collections::BTreeSet;
+
 use super::mutation::Mutation;
 use super::table::{Entry, Role, Sharing};
 use super::{
@@ -64,7 +66,8 @@ impl Protocol {
     }
 
     /// Fetches `pages` and keeps them until `thread_quiet(thread)`. The hold is complete when
-    /// [`Protocol::take_ready`] names `thread`, a number that no thread has.
+    /// [`Protocol::take_ready`] names `thread`, a number that no thread has. Pages beyond the region
+    /// are ignored.
     pub fn hold<E: Effects>(
         &mut self,
         thread: ThreadId,
@@ -72,8 +75,12 @@ impl Protocol {
         access: Access,
         fx: &mut E,
     ) {
+        // A page named twice would be waited for twice, and installed once.
+        let pages: BTreeSet<Page> =
+            pages.iter().copied().filter(|page| page.0 < self.table.pages()).collect();
+        let pages: Vec<Page> = pages.into_iter().collect();
         let age = self.tick();
-        self.episodes.hold(thread, pages, access, age);
+        self.episodes.hold(thread, &pages, access, age, &mut self.ready);
         for batch in pages.chunks(COMPANIONS_MAX + 1) {
             for &page in batch {
                 self.need(page, access, age, batch, fx);
@@ -87,7 +94,8 @@ impl Protocol {
         self.episodes.missing(thread)
     }
 
-    /// Asks for copies of `pages` that are not here, for nobody in particular.
+    /// Asks for copies of `pages` that are not here, for nobody in particular. Pages beyond the
+    /// region are ignored.
     pub fn prefetch<E: Effects>(&mut self, pages: &[Page], fx: &mut E) {
         if self.ended {
             return;
@@ -95,6 +103,9 @@ impl Protocol {
         let age = self.tick();
         for batch in pages.chunks(COMPANIONS_MAX + 1) {
             for &page in batch {
+                if page.0 >= self.table.pages() {
+                    continue;
+                }
                 let entry = self.table.get(page);
                 let asked = self.pending.get(&page).is_some_and(|p| p.request.is_some());
                 let leasing = self.leasing.contains_key(&self.table.block_start(page));

@@ -6,7 +6,9 @@ use crate::types::{Access, Age, NodeId, NodeSet, Page, Version};
 /// throughput stops growing (FACTS.md: "16 pages is the knee").
 pub const COMPANIONS_MAX: usize = 15;
 
-/// A message of the page protocol. Any may be delivered late, repeated, or out of order.
+/// A message of the page protocol. Any may be delivered late or out of order. A node may repeat
+/// requests and invalidations; the network may repeat nothing, since a second grant of ownership
+/// would make a second owner.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Message {
     /// Asks for a page; follows hints to its owner.

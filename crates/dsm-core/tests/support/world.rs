@@ -344,13 +344,14 @@ impl World {
         else {
             return Err("harness: released what is no hold".to_owned());
         };
+        let pages = || pages.iter().copied().filter(|page| page.0 < config.pages);
         let value = (index as u64 + 1) << 16 | (u64::from(self.threads[index].next) + 1);
-        let poisoned = |page: &Page| self.nodes[node].memory.mapping(*page) == Mapping::Poisoned;
-        if pages.iter().any(poisoned) {
+        let poisoned = |page| self.nodes[node].memory.mapping(page) == Mapping::Poisoned;
+        if pages().any(poisoned) {
             self.kill(index);
             return Ok(());
         }
-        for &page in pages {
+        for page in pages() {
             self.check_latest(node, page)?;
             if *access == Access::Write {
                 self.store(node, page, value);
@@ -581,7 +582,9 @@ impl World {
             let memory = &self.nodes[script.node].memory;
             // The region's end may poison a held page, like any other.
             let gone = |page: Page| {
-                memory.mapping(page) != Mapping::Poisoned && !memory.allows(page, *access)
+                page.0 < config.pages
+                    && memory.mapping(page) != Mapping::Poisoned
+                    && !memory.allows(page, *access)
             };
             if let Some(page) = pages.iter().find(|page| gone(**page)) {
                 return Err(format!("holds: node {} lost {page:?}", script.node));
