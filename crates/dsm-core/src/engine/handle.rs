@@ -10,6 +10,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::pages::RegionMemory;
+#[cfg(feature = "mutations")]
+use crate::protocol::Mutation;
 use crate::protocol::{Features, Homes, LEASE_PAGES, Settings};
 use crate::transport::Transport;
 use crate::types::{Access, NodeId, Page, RegionId, ThreadId};
@@ -257,12 +259,22 @@ impl Engine {
     ///
     /// [`EngineError::Stripes`], [`EngineError::Stopped`].
     pub fn open(&self, spec: &RegionSpec) -> Result<(), EngineError> {
-        let (stripes, workers) = (spec.memory.stripes().len(), self.workers.len());
-        if stripes > workers {
-            return Err(EngineError::Stripes { stripes, workers });
-        }
+        self.open_with(spec, self.settings(spec))
+    }
+
+    /// As [`Engine::open`], with a seeded mistake: shows that tests on real pages notice it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::open`].
+    #[cfg(feature = "mutations")]
+    pub fn open_mutated(&self, spec: &RegionSpec, mutation: Mutation) -> Result<(), EngineError> {
+        self.open_with(spec, Settings { mutation: Some(mutation), ..self.settings(spec) })
+    }
+
+    fn settings(&self, spec: &RegionSpec) -> Settings {
         let pages = spec.memory.pages();
-        let settings = Settings {
+        Settings {
             me: self.config.me,
             nodes: self.config.nodes,
             pages,
@@ -271,7 +283,14 @@ impl Engine {
             features: spec.features,
             #[cfg(feature = "mutations")]
             mutation: None,
-        };
+        }
+    }
+
+    fn open_with(&self, spec: &RegionSpec, settings: Settings) -> Result<(), EngineError> {
+        let (stripes, workers) = (spec.memory.stripes().len(), self.workers.len());
+        if stripes > workers {
+            return Err(EngineError::Stripes { stripes, workers });
+        }
         self.regions_mut().insert(spec.region, Arc::clone(&spec.memory));
         self.ask_all(|reply| Command::Open {
             region: spec.region,
