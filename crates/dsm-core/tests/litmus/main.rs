@@ -70,12 +70,12 @@ fn litmus_on_four_nodes_with_two_workers() {
 #[ignore = "long"]
 fn litmus_at_length() {
     let config = Config::new(4, 2, WaitMode::Adaptive);
-    litmus("litmus_at_length", config, with_threads(2..=4), false, 100_000);
+    litmus("litmus_at_length", config, with_threads(2..=4), false, 20_000);
 }
 
 #[test]
 #[ignore = "long"]
 fn litmus_at_length_in_order() {
     let config = Config::new(4, 1, WaitMode::Blocking);
-    litmus("litmus_at_length_in_order", config, with_threads(2..=4), true, 100_000);
+    litmus("litmus_at_length_in_order", config, with_threads(2..=4), true, 20_000);
 }

@@ -199,7 +199,8 @@ impl<'n> Thread<'n> {
         let before = lock.load();
         let payload: Vec<u64> = self.payload(page).map(Word::load).collect();
         let after = lock.load();
-        if before == after && before % 2 == 0 && payload.iter().any(|&word| word != before) {
+        if before == after && before.is_multiple_of(2) && payload.iter().any(|&word| word != before)
+        {
             self.error(3);
         }
     }
