@@ -77,14 +77,14 @@ class Report:
         return align(("node", "fault", "count", "p50 us", "p90 us", "p99 us"), rows)
 
     def _contended(self, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-        faults: Counter[int] = Counter()
+        left: Counter[int] = Counter()
         for stats in self.stats.values():
-            faults.update(dict(stats.contended))
+            left.update(dict(stats.contended))
         rows = [
             [page, f"{page * PAGE_SIZE:#x}", self._place(page, arrays), count]
-            for page, count in faults.most_common(_CONTENDED_SHOWN)
+            for page, count in left.most_common(_CONTENDED_SHOWN)
         ]
-        return align(("contended page", "offset", "array", "faults"), rows)
+        return align(("contended page", "offset", "array", "times it left"), rows)
 
     def _place(self, page: int, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
         for name, array in arrays.items():
