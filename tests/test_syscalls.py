@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ pytest.importorskip("giantvm._native", reason="the native module is not built")
 
 import numpy as np
 
+import giantvm
 from cluster import Cluster, Site
 from giantvm import PAGE_SIZE, Region
 
@@ -154,3 +158,74 @@ def test_direct_io_with_held_pages(shared_three: Cluster, direct_file: str) -> N
     shared_three.call(2, put, 8)
     shared_three.call(1, direct, direct_file, False)
     assert shared_three.each(get) == [pattern(7)] * 3
+
+
+def round_trip(site: Site, path: str) -> None:
+    """Writes the region to a file, turned around page by page, and reads it back."""
+    region = region_of(site)
+    with open(path, "wb", buffering=0) as file:
+        for start in reversed(range(0, SIZE, PAGE_SIZE)):
+            region.write_to(file, start, start + PAGE_SIZE)
+    with open(path, "rb", buffering=0) as file:
+        assert region.read_from(file) == SIZE
+        assert region.read_from(file, 0, PAGE_SIZE) == 0
+
+
+def test_files_are_written_and_read_piece_by_piece(shared_three: Cluster, tmp_path: Path) -> None:
+    shared_three.call(2, put, 9)
+    shared_three.call(0, round_trip, str(tmp_path / "file"))
+    data = pattern(9)
+    pages = [data[start : start + PAGE_SIZE] for start in range(0, SIZE, PAGE_SIZE)]
+    assert shared_three.each(get) == [b"".join(reversed(pages))] * 3
+
+
+ORDINARY_USER = """
+import os, sys, tempfile, threading
+import giantvm
+from giantvm import NodeSpec, PAGE_SIZE
+
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+with tempfile.TemporaryDirectory() as place:
+    nodes = [NodeSpec(name, f"unix:{place}/{name}", 1 << 24) for name in "ab"]
+    made = {}
+    def make(name):
+        made[name] = giantvm.Node(name=name, nodes=nodes)
+    threads = [threading.Thread(target=make, args=(name,)) for name in "ab"]
+    [thread.start() for thread in threads]; [thread.join() for thread in threads]
+    here, there = (made[name].region("r", 4 * PAGE_SIZE) for name in "ab")
+    print(made["a"].status()["userfaultfd"])
+    memoryview(there)[:] = bytes(range(256)) * 64
+    with tempfile.TemporaryFile() as file:
+        try:
+            with memoryview(here) as view:
+                os.write(file.fileno(), view)
+        except OSError as error:
+            print(error.strerror)
+        file.seek(0)
+        here.write_to(file)
+        file.seek(0)
+        print(file.read() == bytes(range(256)) * 64)
+        file.seek(0)
+        there.read_from(file, PAGE_SIZE, 2 * PAGE_SIZE)
+    threads = [threading.Thread(target=node.close) for node in made.values()]
+    [thread.start() for thread in threads]; [thread.join() for thread in threads]
+"""
+
+
+def test_an_ordinary_user_goes_through_holds() -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can become an ordinary user")
+    # From a folder and with a package that any user may read: the copy below is world-readable.
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copytree(Path(giantvm.__file__).parent, Path(place, "giantvm"))
+        subprocess.run(["chmod", "-R", "a+rX", place], check=True)
+        environment = {**os.environ, "PYTHONPATH": place, "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", ORDINARY_USER],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.stdout.splitlines() == ["user-mode-only", "Bad address", "True"], done.stderr

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, SupportsIndex, TypeVar, overload
+from typing import Any, Literal, Protocol, SupportsIndex, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,14 @@ PAGE_SIZE = 4096
 
 Advice = Literal["normal", "sequential", "random"]
 """How a range will be used: see `Region.advise`."""
+
+
+class HasFileno(Protocol):
+    """A file, a socket, or anything else with a descriptor."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 _Shape = SupportsIndex | Sequence[SupportsIndex]
@@ -99,8 +108,40 @@ class Region(NativeRegion):
         """What this node did for the region since it was opened."""
         return RegionStats.from_json(self._stats_json())
 
+    def write_to(self, file: int | HasFileno, start: int = 0, stop: int | None = None) -> None:
+        """Writes bytes `start` to `stop` to a file, pipe or socket, holding them meanwhile.
+
+        Works on every node, also where the status says `user-mode-only`, and for files opened with
+        `O_DIRECT`. Raises what `os.write` and `hold` raise.
+        """
+        for first, end in _pieces(*self._range(start, stop)):
+            with self.hold(first, end, "r"), memoryview(self) as view:
+                done = first
+                while done < end:
+                    done += os.write(_fileno(file), view[done:end])
+
+    def read_from(self, file: int | HasFileno, start: int = 0, stop: int | None = None) -> int:
+        """Reads from a file, pipe or socket into bytes `start` to `stop`, holding them meanwhile.
+
+        Returns how many bytes were read: fewer than asked for only at the end of the file. Works
+        where `write_to` does. Raises what `os.readv` and `hold` raise.
+        """
+        begin, last = self._range(start, stop)
+        for first, end in _pieces(begin, last):
+            with self.hold(first, end, "w"), memoryview(self) as view:
+                done = first
+                while done < end:
+                    count = os.readv(_fileno(file), [view[done:end]])
+                    if count == 0:
+                        return done - begin
+                    done += count
+        return last - begin
+
     def prefetch(self, start: int = 0, stop: int | None = None) -> None:
-        """Starts to fetch the pages of bytes `start` to `stop` for reading, and returns at once."""
+        """Starts to fetch the pages of bytes `start` to `stop` for reading, and returns at once.
+
+        At most 64 MiB from `start` on. Pages that another node is about to use are left out.
+        """
         self._prefetch(*self._range(start, stop))
 
     def advise(self, advice: Advice, start: int = 0, stop: int | None = None) -> None:
@@ -154,6 +195,19 @@ class Region(NativeRegion):
                 f"bytes {start} to {stop} are not in region {self.name!r}, "
                 f"which has {self.size} bytes"
             )
+
+
+_PIECE = 1 << 20
+"""Bytes that `write_to` and `read_from` hold at a time: others wait for no more than that."""
+
+
+def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, _PIECE):
+        yield first, min(first + _PIECE, stop)
+
+
+def _fileno(file: int | HasFileno) -> int:
+    return file if isinstance(file, int) else file.fileno()
 
 
 def _dimensions(shape: _Shape) -> tuple[int, ...]:

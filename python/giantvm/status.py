@@ -10,8 +10,8 @@ A node's status is a JSON object:
                   "bytes_sent": 0, "bytes_received": 0}, ...]}
 
 `state` of the node is `up`, or `ended` once a node is lost; of each of `nodes` it is `up`, `absent`
-(not joined yet), `left` or `lost`. `userfaultfd` is `full` or `user-mode-only` (then system calls
-on a region need `Region.hold`).
+(not joined yet), `left` or `lost`. `userfaultfd` is `full`, `user-mode-only` (then system calls on
+a region need `Region.hold`), or `refused` (then this node can't open regions).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ pub struct EngineConfig {
     pub wait: WaitMode,
     /// Most holds at a time.
     pub holds_max: u32,
-    /// Most pages of one hold.
+    /// Most pages of one hold, and of one prefetch.
     pub hold_pages_max: u64,
     /// Longest time a hold is kept.
     pub hold_keep_max: Duration,
@@ -399,9 +399,12 @@ impl Engine {
         }
     }
 
-    /// Asks for copies of pages that are not here, without waiting for them.
+    /// Asks for copies of pages that are not here, without waiting for them; of a longer range, for
+    /// the first [`EngineConfig::hold_pages_max`].
     pub fn prefetch(&self, region: RegionId, pages: Range<Page>) {
         let Some(memory) = self.regions_mut().get(&region).cloned() else { return };
+        let end = pages.start.0.saturating_add(self.config.hold_pages_max).min(pages.end.0);
+        let pages = pages.start..Page(end);
         for (index, worker) in self.workers.iter().enumerate() {
             let stripe = memory.stripe_pages(index);
             let pages = pages.start.max(stripe.start).0..pages.end.min(stripe.end).0;

@@ -11,7 +11,7 @@ use dsm_core::transport::{
     Address, Class, Flush, Options, Received, Reject, Stream, Transport, dial,
 };
 use dsm_core::types::{NodeId, NodeSet, PAGE_SIZE, RegionId};
-use dsm_core::uffd::Privilege;
+use dsm_core::uffd::{Mode, Privilege, Userfaultfd};
 use dsm_core::wire::{
     self, BODY_MAX, Channel, ClusterId, ControlKind, Hello, Identity, Incarnation, Kind,
 };
@@ -99,11 +99,13 @@ pub(super) fn render(config: &NodeConfig, me: NodeId, engine: &Engine, shared: &
 }
 
 fn userfaultfd(shared: &Shared) -> &'static str {
-    let privilege = lock(&shared.regions).values().next().map(|open| open.memory.privilege());
-    match privilege {
+    let opened = lock(&shared.regions).values().next().map(|open| open.memory.privilege());
+    // Without a region: what one would get.
+    let probe = || Userfaultfd::open(Mode::FullOrUserMode).ok().map(|uffd| uffd.privilege());
+    match opened.or_else(probe) {
         Some(Privilege::UserModeOnly) => "user-mode-only",
         Some(Privilege::Full) => "full",
-        None => "unused",
+        None => "refused",
     }
 }
 
