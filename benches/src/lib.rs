@@ -11,6 +11,7 @@
 pub mod error;
 pub mod floor;
 pub mod options;
+pub mod ours;
 pub mod placement;
 pub mod report;
 pub mod sample;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use giantvm_bench::error::BenchError;
 use giantvm_bench::floor::peer;
 use giantvm_bench::options::{self, Command, HELP, Options};
+use giantvm_bench::ours::node;
 use giantvm_bench::report::Report;
 use giantvm_bench::suite::{self, BENCHMARKS};
 
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let result = match args.split_first() {
         Some((first, rest)) if first == peer::SUBCOMMAND => peer::main(rest),
+        Some((first, rest)) if first == node::SUBCOMMAND => node::main(rest),
         _ => options::parse(args).and_then(obey),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };

@@ -19,6 +19,9 @@ pub enum Unit {
     /// Megabytes (10^6) a second; more is better.
     #[serde(rename = "MB/s")]
     MegabytesPerSecond,
+    /// Seconds; less is better.
+    #[serde(rename = "s")]
+    Seconds,
     /// Bytes; less is better.
     #[serde(rename = "bytes")]
     Bytes,
@@ -37,6 +40,7 @@ impl Unit {
         match self {
             Self::Microseconds => "us",
             Self::MegabytesPerSecond => "MB/s",
+            Self::Seconds => "s",
             Self::Bytes => "bytes",
             Self::Messages => "messages",
         }

@@ -6,6 +6,7 @@ use crate::floor::{
     Variant,
 };
 use crate::options::Options;
+use crate::ours::{self, Freshness, Scan};
 use crate::report::{Report, Row, Unit};
 use crate::sample::{Batches, Sampler, Samples, interleave};
 
@@ -57,9 +58,59 @@ pub const BENCHMARKS: &[Benchmark] = &[
     Benchmark {
         name: "ping_pong_floor",
         about: "a turn of two processes that count in one page",
+        run: ping_pong_floor,
+    },
+    Benchmark {
+        name: "read_fault",
+        about: "a read of a page that another node has written",
+        run: |report, options| fault(report, options, "read_fault", FaultKind::Read),
+    },
+    Benchmark {
+        name: "write_fault",
+        about: "a write to a page that a second node owns and a third reads",
+        run: |report, options| fault(report, options, "write_fault", FaultKind::Write),
+    },
+    Benchmark {
+        name: "upgrade_fault",
+        about: "a write to a page that is here to read, and on another node too",
+        run: |report, options| fault(report, options, "upgrade_fault", FaultKind::Upgrade),
+    },
+    Benchmark {
+        name: "ping_pong",
+        about: "a turn of two nodes that count in one page",
         run: ping_pong,
     },
+    Benchmark {
+        name: "scan_first",
+        about: "64 MiB that another node has just written, never read here before",
+        run: |report, options| scan(report, options, "scan_first", Freshness::First),
+    },
+    Benchmark {
+        name: "scan_repeat",
+        about: "64 MiB that another node has written again since it was read here",
+        run: |report, options| scan(report, options, "scan_repeat", Freshness::Repeat),
+    },
+    Benchmark { name: "open_1tib", about: "opening a region of 1 TiB", run: open_1tib },
+    Benchmark {
+        name: "metadata_bytes_per_page",
+        about: "metadata of a page that both of two nodes have touched, on each",
+        run: metadata,
+    },
+    // `barrier` belongs here: it needs the node layer, whose locks and barriers are messages.
 ];
+
+/// Most that a fault may cost, as a multiple of its floor.
+const FAULT_RATIO_MAX: f64 = 1.3;
+/// Most that a turn of ping-pong may cost, as a multiple of its floor.
+const TURN_RATIO_MAX: f64 = 1.5;
+/// Least speed of a scan, as a part of that of the raw stream.
+const SCAN_RATIO_MIN: f64 = 0.6;
+/// Most seconds that opening 1 TiB may take.
+const OPEN_SECONDS_MAX: f64 = 1.0;
+/// Most bytes of metadata a page.
+const METADATA_BYTES_MAX: f64 = 16.0;
+/// Bytes of a scan.
+const SCAN_BYTES: usize = 64 << 20;
 
 /// Names asked for that no benchmark has.
 pub fn unknown(options: &Options) -> Vec<&str> {
@@ -84,7 +135,7 @@ fn remote_fault(
     })
 }
 
-fn ping_pong(report: &mut Report, options: &Options) -> Result<(), BenchError> {
+fn ping_pong_floor(report: &mut Report, options: &Options) -> Result<(), BenchError> {
     each_variant(report, "ping_pong_floor", options.batches(), |variant| {
         PingPong::new(variant, &options.placement)
     })
@@ -104,10 +155,83 @@ fn each_variant<S: Sampler>(
     Ok(())
 }
 
+fn fault(
+    report: &mut Report,
+    options: &Options,
+    name: &str,
+    kind: FaultKind,
+) -> Result<(), BenchError> {
+    beside_floor(
+        report,
+        name,
+        options.batches(),
+        FAULT_RATIO_MAX,
+        |variant| RemoteFault::new(kind, variant, &options.placement),
+        |variant| ours::RemoteFault::new(kind, variant, &options.placement),
+    )
+}
+
+fn ping_pong(report: &mut Report, options: &Options) -> Result<(), BenchError> {
+    beside_floor(
+        report,
+        "ping_pong",
+        options.batches(),
+        TURN_RATIO_MAX,
+        |variant| PingPong::new(variant, &options.placement),
+        |variant| ours::PingPong::new(variant, &options.placement),
+    )
+}
+
+fn beside_floor<F: Sampler, O: Sampler>(
+    report: &mut Report,
+    name: &str,
+    batches: Batches,
+    goal: f64,
+    floor: impl Fn(Variant) -> Result<F, BenchError>,
+    ours: impl Fn(Variant) -> Result<O, BenchError>,
+) -> Result<(), BenchError> {
+    for variant in Variant::ALL {
+        let (mut floor, mut ours) = (floor(variant)?, ours(variant)?);
+        let [floor, ours] = interleave([&mut floor, &mut ours], batches)?;
+        let row = Row::of_samples(name, variant, Unit::Microseconds, &ours);
+        add(report, row.map(|row| row.with_floor(&floor).with_goal(goal)));
+    }
+    Ok(())
+}
+
+fn scan(
+    report: &mut Report,
+    options: &Options,
+    name: &str,
+    freshness: Freshness,
+) -> Result<(), BenchError> {
+    for transport in [Transport::Tcp, Transport::Unix] {
+        let mut floor = Stream::new(transport, &options.placement, SCAN_BYTES)?;
+        let mut ours = Scan::new(freshness, transport, &options.placement, SCAN_BYTES as u64)?;
+        let [floor, ours] = interleave([&mut floor, &mut ours], options.bulk_batches())?;
+        let row = Row::of_samples(name, transport, Unit::MegabytesPerSecond, &ours);
+        add(report, row.map(|row| row.with_floor(&floor).with_goal(SCAN_RATIO_MIN)));
+    }
+    Ok(())
+}
+
+fn open_1tib(report: &mut Report, options: &Options) -> Result<(), BenchError> {
+    let seconds = ours::open_seconds(&options.placement, 1 << 40, 5)?;
+    let row = Row::of_samples("open_1tib", "", Unit::Seconds, &Samples::new(seconds));
+    add(report, row.map(|row| row.with_goal(OPEN_SECONDS_MAX)));
+    Ok(())
+}
+
+fn metadata(report: &mut Report, options: &Options) -> Result<(), BenchError> {
+    let bytes = ours::metadata_bytes_per_page(&options.placement, SCAN_BYTES / 4096)?;
+    let row = Row::of_value("metadata_bytes_per_page", "", Unit::Bytes, bytes);
+    report.add(row.with_goal(METADATA_BYTES_MAX));
+    Ok(())
+}
+
 fn stream(report: &mut Report, options: &Options) -> Result<(), BenchError> {
-    const BYTES: usize = 64 << 20;
-    let mut tcp = Stream::new(Transport::Tcp, &options.placement, BYTES)?;
-    let mut unix = Stream::new(Transport::Unix, &options.placement, BYTES)?;
+    let mut tcp = Stream::new(Transport::Tcp, &options.placement, SCAN_BYTES)?;
+    let mut unix = Stream::new(Transport::Unix, &options.placement, SCAN_BYTES)?;
     let [tcp, unix] = interleave([&mut tcp, &mut unix], options.bulk_batches())?;
     let mut row = |transport: Transport, samples: &Samples| {
         add(report, Row::of_samples("stream", transport, Unit::MegabytesPerSecond, samples));

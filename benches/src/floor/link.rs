@@ -16,6 +16,18 @@ use crate::placement::Spin;
 #[derive(Debug)]
 pub(super) struct Link(OwnedFd);
 
+/// Both ends of a new connection, set up alike for floors and for giantvm.
+///
+/// # Errors
+/// When the kernel refuses a socket.
+pub fn connected_pair(transport: Transport) -> Result<(OwnedFd, OwnedFd), BenchError> {
+    match transport {
+        Transport::Unix => UnixStream::pair().map(|(a, b)| (a.into(), b.into())),
+        Transport::Tcp => tcp_pair().map(|(a, b)| (a.into(), b.into())),
+    }
+    .map_err(BenchError::os("connecting two sockets"))
+}
+
 /// What a look at a link shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Received {
@@ -28,12 +40,7 @@ pub(super) enum Received {
 impl Link {
     /// Both ends of a new connection.
     pub(super) fn pair(transport: Transport) -> Result<(Self, OwnedFd), BenchError> {
-        let failed = BenchError::os("connecting two sockets");
-        match transport {
-            Transport::Unix => UnixStream::pair().map(|(a, b)| (Self(a.into()), b.into())),
-            Transport::Tcp => tcp_pair().map(|(a, b)| (Self(a.into()), b.into())),
-        }
-        .map_err(failed)
+        connected_pair(transport).map(|(a, b)| (Self(a), b))
     }
 
     /// The end that this process was given.

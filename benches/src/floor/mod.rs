@@ -18,9 +18,10 @@ mod remote_fault;
 mod socket;
 mod uffd;
 
+pub use link::connected_pair;
 pub use ping_pong::PingPong;
 pub use raw_fault::{Cores, RawFault, RawKind};
-pub use remote_fault::{FaultKind, RemoteFault};
+pub use remote_fault::{FaultKind, PAGES as REMOTE_FAULT_PAGES, RemoteFault};
 pub use socket::{RoundTrip, Stream};
 
 /// What connects the nodes.

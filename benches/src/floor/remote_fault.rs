@@ -18,7 +18,7 @@ use crate::placement::Placement;
 use crate::sample::Sampler;
 
 /// Pages of a remote floor's region; a batch goes over them in [`page_order`].
-const PAGES: usize = 1024;
+pub const PAGES: usize = 1024;
 
 /// Which fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
