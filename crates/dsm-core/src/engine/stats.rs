@@ -107,11 +107,11 @@ fn upper_ns(index: usize) -> u64 {
     }
 }
 
-/// Most pages counted; beyond it the least contended make room (Metwally et al., "Efficient
-/// Computation of Frequent and Top-k Elements in Data Streams", 2005).
+/// Most pages counted. Beyond it all lose as much as the lesser half of them has (Misra and Gries,
+/// "Finding Repeated Elements", 1982, in batches): what comes back often stays, a scan passes through.
 const CONTENDED_MAX: usize = 1024;
 
-/// Counts how often pages left this node.
+/// Counts how often pages left this node; of many pages, the counts are lower bounds.
 #[derive(Clone, Default, Debug)]
 pub(super) struct Contended {
     counts: HashMap<Page, u64>,
@@ -123,15 +123,20 @@ impl Contended {
             *count += 1;
             return;
         }
-        let mut inherited = 0;
         if self.counts.len() >= CONTENDED_MAX {
-            let least = self.counts.iter().min_by_key(|&(page, &count)| (count, *page));
-            if let Some((&victim, &count)) = least {
-                self.counts.remove(&victim);
-                inherited = count;
-            }
+            self.make_room();
         }
-        self.counts.insert(page, inherited + 1);
+        self.counts.insert(page, 1);
+    }
+
+    fn make_room(&mut self) {
+        let mut counts: Vec<u64> = self.counts.values().copied().collect();
+        let middle = counts.len() / 2;
+        let (_, &mut median, _) = counts.select_nth_unstable(middle);
+        self.counts.retain(|_, count| {
+            *count = count.saturating_sub(median);
+            *count > 0
+        });
     }
 
     fn top(&self, most: usize) -> Vec<(Page, u64)> {

@@ -45,16 +45,20 @@ impl Waiter {
         }
     }
 
-    /// A turn found nothing to do.
-    pub(super) fn idle(&mut self) {
+    /// A turn is over: whether it found work, and how long it slept, if it did.
+    pub(super) fn turned(&mut self, found: bool, slept: Option<Duration>) {
+        if found { self.busy(slept) } else { self.idle() }
+    }
+
+    fn idle(&mut self) {
         if self.mode == WaitMode::Adaptive && self.idle_since.is_none() {
             self.idle_since = Some(Instant::now());
         }
     }
 
-    /// A turn found work. As KVM's halt polling does: grow the window when sleep was short, shrink
-    /// it when looking was in vain.
-    pub(super) fn busy(&mut self, slept: Option<Duration>) {
+    /// As KVM's halt polling does: grow the window when sleep was short, shrink it when looking was
+    /// in vain.
+    fn busy(&mut self, slept: Option<Duration>) {
         if self.mode != WaitMode::Adaptive {
             return;
         }

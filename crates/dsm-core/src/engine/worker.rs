@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -25,25 +26,37 @@ use super::wait::Waiter;
 const EVENTS: usize = 64;
 /// Faults read at a time.
 const FAULTS: usize = 64;
+/// With more sources than this, a worker that spins asks epoll which of them has something.
+const LOOK_SOURCES_MAX: usize = 4;
+/// How late a timed sleep may end; the kernel's default of 50 us is more than what is waited for.
+const TIMER_SLACK_NS: libc::c_ulong = 1_000;
 /// How long to sleep at most while a page is wanted by two: about the time a woken thread needs.
 const CONTENDED_SLEEP: Duration = Duration::from_micros(20);
 /// Threads that have not faulted for this long are forgotten.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// Wakes a worker for its commands.
-pub(super) struct Wake(OwnedFd);
+/// Wakes a worker for its commands, asleep or looking.
+pub(super) struct Wake(OwnedFd, AtomicBool);
 
 impl Wake {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self(fd, AtomicBool::new(false)))
     }
 
     pub(super) fn signal(&self) {
+        self.1.store(true, Ordering::Release);
         // A full counter means that a wake-up is pending anyway.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
+    fn pending(&self) -> bool {
+        self.1.load(Ordering::Acquire)
+    }
+
+    /// Before the commands are taken: one that comes later signals again.
     fn clear(&self) {
+        self.1.store(false, Ordering::Release);
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
     }
 }
@@ -90,7 +103,11 @@ pub(super) struct Worker {
     events: Arc<dyn Fn(EngineEvent) + Send + Sync>,
     epoll: OwnedFd,
     links: BTreeMap<NodeId, Link>,
+    /// The keys of `links`.
+    peers: Vec<NodeId>,
     shards: BTreeMap<RegionId, Shard>,
+    /// The keys of `shards`.
+    regions: Vec<RegionId>,
     outgoing: Vec<Outgoing>,
     waiter: Waiter,
     faults: FaultBuffer,
@@ -119,7 +136,9 @@ impl Worker {
             events,
             epoll,
             links: BTreeMap::new(),
+            peers: Vec::new(),
             shards: BTreeMap::new(),
+            regions: Vec::new(),
             outgoing: Vec::new(),
             waiter: Waiter::new(config.wait, processors),
             faults: FaultBuffer::new(FAULTS),
@@ -132,25 +151,57 @@ impl Worker {
 
     /// Serves until told to stop.
     pub(super) fn run(mut self) {
+        if let Err(error) = set_timer_slack() {
+            log::warn!("worker {}: short sleeps will be longer: {error}", self.index);
+        }
         let mut events = Vec::with_capacity(EVENTS);
         while !self.stop {
             let watching = self.attend();
             self.dispatch();
-            let slept = self.wait(&mut events, watching);
-            if events.is_empty() {
-                self.waiter.idle();
+            if self.waiter.may_sleep() || self.sources() > LOOK_SOURCES_MAX {
+                let slept = self.wait(&mut events, watching);
+                self.waiter.turned(!events.is_empty(), slept);
+                for event in events.drain(..) {
+                    match Source::of(event.data) {
+                        Source::Commands => self.obey(),
+                        Source::Link(peer) => _ = self.read_link(peer),
+                        Source::Faults(region) => _ = self.read_faults(region),
+                    }
+                }
             } else {
-                self.waiter.busy(slept);
-            }
-            for event in events.drain(..) {
-                match Source::of(event.data) {
-                    Source::Commands => self.obey(),
-                    Source::Link(peer) => self.read_link(peer),
-                    Source::Faults(region) => self.read_faults(region),
+                let found = self.look();
+                self.waiter.turned(found, None);
+                if !found {
+                    // The thread whose page has just come may have no other processor.
+                    std::thread::yield_now();
                 }
             }
             self.sweep();
         }
+    }
+
+    /// Descriptors that a look has to try.
+    fn sources(&self) -> usize {
+        self.shards.len() + self.links.len()
+    }
+
+    /// Tries every source without asking the kernel first which has something: where there are few,
+    /// that takes fewer system calls. Says whether there was anything to do.
+    fn look(&mut self) -> bool {
+        let mut found = false;
+        for index in 0..self.regions.len() {
+            found |= self.read_faults(self.regions[index]);
+        }
+        for index in 0..self.peers.len() {
+            // A link that fails leaves the list while it is being gone through.
+            let Some(&peer) = self.peers.get(index) else { break };
+            found |= self.read_link(peer);
+        }
+        if self.wake.pending() {
+            self.obey();
+            found = true;
+        }
+        found
     }
 
     /// Waits for events; says how long it slept, if it did.
@@ -187,8 +238,8 @@ impl Worker {
     }
 
     fn sweep(&mut self) {
-        let idle = self.swept.elapsed() >= IDLE;
         let now = Instant::now();
+        let idle = now.duration_since(self.swept) >= IDLE;
         let due = |shard: &Shard| shard.next_deadline().is_some_and(|deadline| deadline <= now);
         if !idle && !self.shards.values().any(due) {
             return;
@@ -262,6 +313,7 @@ impl Worker {
                 }
                 let shard = Shard::new(region, memory, *settings, self.index);
                 self.shards.insert(region, shard);
+                self.regions = self.shards.keys().copied().collect();
                 let _ = reply.try_send(());
             }
             Command::Close { region, reply } => {
@@ -270,6 +322,7 @@ impl Worker {
                 {
                     let _ = epoll::delete(&self.epoll, uffd.as_fd());
                 }
+                self.regions = self.shards.keys().copied().collect();
                 let _ = reply.try_send(());
             }
             Command::End { reply } => {
@@ -314,11 +367,13 @@ impl Worker {
         self.detach(peer);
         self.watch_fd(transport.fd(), Source::Link(peer));
         self.links.insert(peer, Link { transport, blocked: false });
+        self.peers = self.links.keys().copied().collect();
     }
 
     fn detach(&mut self, peer: NodeId) {
         if let Some(link) = self.links.remove(&peer) {
             let _ = epoll::delete(&self.epoll, link.transport.fd());
+            self.peers = self.links.keys().copied().collect();
         }
     }
 
@@ -327,17 +382,20 @@ impl Worker {
         (self.events)(EngineEvent::LinkFailed { peer, reason });
     }
 
-    fn read_faults(&mut self, region: RegionId) {
-        let Some(shard) = self.shards.get_mut(&region) else { return };
+    /// Takes the faults of a region; says whether there were any.
+    fn read_faults(&mut self, region: RegionId) -> bool {
+        let Some(shard) = self.shards.get_mut(&region) else { return false };
         let memory = Arc::clone(&shard.memory);
-        let Some(uffd) = memory.stripes().get(self.index) else { return };
+        let Some(uffd) = memory.stripes().get(self.index) else { return false };
         let faults = match uffd.read_faults(&mut self.faults) {
             Ok(faults) => faults,
             Err(error) => {
                 let reason = format!("can't read faults: {error}");
-                return (self.events)(EngineEvent::MemoryFailed { region, reason });
+                (self.events)(EngineEvent::MemoryFailed { region, reason });
+                return true;
             }
         };
+        let found = !faults.is_empty();
         let mut failed = None;
         for fault in faults {
             if let Err(error) = shard.fault(fault, &mut self.outgoing) {
@@ -347,12 +405,15 @@ impl Worker {
         if let Some(error) = failed {
             self.memory_failed(region, &error);
         }
+        found
     }
 
-    fn read_link(&mut self, peer: NodeId) {
-        let Some(mut link) = self.links.remove(&peer) else { return };
-        let mut failed = Vec::new();
+    /// Takes what a peer sent; says whether there was anything.
+    fn read_link(&mut self, peer: NodeId) -> bool {
+        let Some(link) = self.links.get_mut(&peer) else { return false };
+        let (mut failed, mut found) = (Vec::new(), false);
         let result = link.transport.receive(&mut |header, body, payload| {
+            found = true;
             let region = header.region();
             // A region that was closed here a moment ago, or is about to be opened.
             let Some(shard) = self.shards.get_mut(&region) else { return Ok(()) };
@@ -365,15 +426,15 @@ impl Worker {
             }
             Ok(())
         });
-        self.links.insert(peer, link);
         for (region, error) in failed {
             self.memory_failed(region, &error);
         }
         match result {
             Ok(Received::Closed) => self.link_failed(peer, "closed by the peer".into()),
-            Ok(_) => {}
+            Ok(_) => return found,
             Err(error) => self.link_failed(peer, chain(&error)),
         }
+        true
     }
 
     /// Hands the messages of this turn to the transports, and those to the kernel.
@@ -426,6 +487,15 @@ impl Worker {
                 self.link_failed(peer, reason);
             }
         }
+    }
+}
+
+/// Has timed sleeps of this thread end in time.
+fn set_timer_slack() -> io::Result<()> {
+    // SAFETY: takes integers, touches no memory of ours.
+    match unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, TIMER_SLACK_NS) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
