@@ -139,7 +139,7 @@ impl Shard {
     ) -> Result<(), MemoryError> {
         let Some(page) = self.memory.page_at(fault.address) else { return Ok(()) };
         let now = Instant::now();
-        let before = self.watch.fault(fault.thread, now);
+        let before = self.watch.fault(fault.thread, page, now);
         let kind = self.kind(page, fault.access);
         self.waiting.entry(page).or_insert((now, kind));
         self.run(&[], outgoing, |protocol, world| {

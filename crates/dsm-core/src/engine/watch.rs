@@ -6,13 +6,17 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::types::ThreadId;
+use crate::types::{Page, ThreadId};
 
-/// Processor time after which a thread has surely used the page it waited for: the way out of the
-/// kernel and the instruction itself.
-const RAN_NS: u64 = 4_000;
+/// Least processor time after which a thread has surely used the page it waited for: the way out of
+/// the kernel and the instruction itself.
+const RAN_NS_MIN: u64 = 2_000;
+/// The same in system calls, for slow and emulated machines.
+const RAN_CALLS: u64 = 8;
 /// Processor time without a fault after which a thread's episode is over.
 const QUIET_NS: u64 = 20_000;
+/// How often in a row a thread's episode of a single page may end before `QUIET_NS`.
+const HASTY_MAX: u8 = 32;
 /// Wall time that stands for the above where a thread has no clock that this process can read.
 const UNKNOWN_RAN: Duration = Duration::from_micros(100);
 /// However little a thread ran: its episode ends. The safety net of DESIGN.md section 4.
@@ -35,34 +39,62 @@ pub(super) enum Progress {
 struct Watched {
     cpu_ns: Option<u64>,
     since: Instant,
+    /// The page it faulted on.
+    page: Page,
+    /// Faulted on no other since it was quiet: there is nothing gathered that could be torn apart.
+    single: bool,
+    /// How often in a row it was called quiet early.
+    hasty: u8,
 }
 
 /// The threads that faulted lately.
-#[derive(Default)]
 pub(super) struct Watch {
     threads: HashMap<ThreadId, Watched>,
+    ran_ns: u64,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { threads: HashMap::new(), ran_ns: ran_ns() }
+    }
 }
 
 impl Watch {
-    /// `thread` faulted, and does not run. Says how far it had come since its fault before.
-    pub(super) fn fault(&mut self, thread: ThreadId, now: Instant) -> Option<Progress> {
+    /// `thread` faulted on `page`, and does not run. Says how far it had come since its fault before.
+    pub(super) fn fault(&mut self, thread: ThreadId, page: Page, now: Instant) -> Option<Progress> {
         let cpu_ns = thread_cpu_ns(thread);
-        let before = self.threads.insert(thread, Watched { cpu_ns, since: now });
-        before.map(|before| progress(before, cpu_ns, now))
+        let watched = Watched { cpu_ns, since: now, page, single: true, hasty: 0 };
+        let Some(known) = self.threads.get_mut(&thread) else {
+            self.threads.insert(thread, watched);
+            return None;
+        };
+        let before = *known;
+        let progress = progress(before, cpu_ns, now, self.ran_ns);
+        let quiet = progress == Progress::Quiet;
+        let single = quiet || before.single && before.page == page;
+        let hasty = if quiet { 0 } else { before.hasty };
+        *known = Watched { single, hasty, ..watched };
+        Some(progress)
     }
 
     /// How far `thread` has come since its last fault.
-    pub(super) fn progress(&self, thread: ThreadId, now: Instant) -> Progress {
-        match self.threads.get(&thread) {
-            None => Progress::Quiet,
-            Some(&watched) => {
-                let cpu_ns = thread_cpu_ns(thread);
-                if cpu_ns.is_none() && watched.cpu_ns.is_some() {
-                    return Progress::Gone;
-                }
-                progress(watched, cpu_ns, now)
-            }
+    ///
+    /// A thread that has gathered no more than the page it waited for is quiet once it has run:
+    /// keeping the page longer helps nobody. Should a slow machine have it called so too early, again
+    /// and again, it is given its full time now and then, so that it gathers what it needs.
+    pub(super) fn progress(&mut self, thread: ThreadId, now: Instant) -> Progress {
+        let Some(watched) = self.threads.get_mut(&thread) else { return Progress::Quiet };
+        let cpu_ns = thread_cpu_ns(thread);
+        if cpu_ns.is_none() && watched.cpu_ns.is_some() {
+            return Progress::Gone;
         }
+        let progress = progress(*watched, cpu_ns, now, self.ran_ns);
+        let may_be_hasty = cpu_ns.is_some() && watched.single && watched.hasty < HASTY_MAX;
+        if progress == Progress::Ran && may_be_hasty {
+            watched.hasty += 1;
+            return Progress::Quiet;
+        }
+        progress
     }
 
     /// Removes and returns threads that have not faulted for `age`.
@@ -75,21 +107,30 @@ impl Watch {
     }
 }
 
-fn progress(watched: Watched, cpu_ns: Option<u64>, now: Instant) -> Progress {
+fn progress(watched: Watched, cpu_ns: Option<u64>, now: Instant, ran_ns: u64) -> Progress {
     let waited = now.duration_since(watched.since);
     if waited >= BOUND {
         return Progress::Quiet;
     }
     match (watched.cpu_ns, cpu_ns) {
         (Some(before), Some(after)) => match after.saturating_sub(before) {
-            QUIET_NS.. => Progress::Quiet,
-            RAN_NS.. => Progress::Ran,
+            used if used >= QUIET_NS.max(2 * ran_ns) => Progress::Quiet,
+            used if used >= ran_ns => Progress::Ran,
             _ => Progress::None,
         },
         _ if waited >= 2 * UNKNOWN_RAN => Progress::Quiet,
         _ if waited >= UNKNOWN_RAN => Progress::Ran,
         _ => Progress::None,
     }
+}
+
+/// Processor time after which a thread has used its page, on this machine.
+fn ran_ns() -> u64 {
+    // SAFETY: no arguments, no memory.
+    let me = ThreadId(unsafe { libc::gettid() } as u32);
+    let clock = || thread_cpu_ns(me).unwrap_or(0);
+    let call = (0..16).map(|_| clock().abs_diff(clock())).min().unwrap_or(0);
+    RAN_NS_MIN.max(RAN_CALLS * call)
 }
 
 /// Processor time of a thread of this process in nanoseconds; `None` for others and for the dead.
@@ -107,6 +148,8 @@ fn thread_cpu_ns(thread: ThreadId) -> Option<u64> {
 mod tests {
     use super::*;
 
+    const PAGE: Page = Page(7);
+
     fn gettid() -> ThreadId {
         // SAFETY: no arguments, no memory.
         ThreadId(unsafe { libc::gettid() } as u32)
@@ -116,13 +159,24 @@ mod tests {
     fn a_thread_that_computes_becomes_quiet() {
         let mut watch = Watch::default();
         let now = Instant::now();
-        assert_eq!(watch.fault(gettid(), now), None);
+        assert_eq!(watch.fault(gettid(), PAGE, now), None);
         let start = thread_cpu_ns(gettid()).unwrap();
         while thread_cpu_ns(gettid()).unwrap() - start < 2 * QUIET_NS {
             std::hint::spin_loop();
         }
         assert_eq!(watch.progress(gettid(), now), Progress::Quiet);
-        assert_eq!(watch.fault(gettid(), now), Some(Progress::Quiet));
+        assert_eq!(watch.fault(gettid(), PAGE, now), Some(Progress::Quiet));
+    }
+
+    #[test]
+    fn who_has_gathered_one_page_is_quiet_once_it_ran_and_who_has_two_is_not() {
+        let mut watch = Watch { ran_ns: 1, ..Watch::default() };
+        let now = Instant::now();
+        watch.fault(gettid(), PAGE, now);
+        assert_eq!(watch.progress(gettid(), now), Progress::Quiet);
+        // Reading the clock takes some time of its own, but far less than until the thread is quiet.
+        watch.fault(gettid(), Page(8), now);
+        assert_eq!(watch.progress(gettid(), now), Progress::Ran);
     }
 
     #[test]
@@ -142,7 +196,7 @@ mod tests {
         }
         let mut watch = Watch::default();
         let now = Instant::now();
-        watch.fault(id, now);
+        watch.fault(id, PAGE, now);
         assert_eq!(watch.progress(id, now), Progress::None);
         assert_eq!(watch.progress(id, now + BOUND), Progress::Quiet);
         drop(stop);
@@ -158,7 +212,7 @@ mod tests {
         let mut watch = Watch::default();
         let now = Instant::now();
         let init = ThreadId(1);
-        watch.fault(init, now);
+        watch.fault(init, PAGE, now);
         assert_eq!(watch.progress(init, now), Progress::None);
         assert_eq!(watch.progress(init, now + UNKNOWN_RAN), Progress::Ran);
         assert_eq!(watch.progress(init, now + 2 * UNKNOWN_RAN), Progress::Quiet);

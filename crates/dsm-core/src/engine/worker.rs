@@ -30,7 +30,10 @@ const FAULTS: usize = 64;
 const LOOK_SOURCES_MAX: usize = 4;
 /// How late a timed sleep may end; the kernel's default of 50 us is more than what is waited for.
 const TIMER_SLACK_NS: libc::c_ulong = 1_000;
-/// How long to sleep at most while a page is wanted by two: about the time a woken thread needs.
+/// How long a worker that may sleep yields instead, when a page has come to be wanted by two: the
+/// thread that has it needs a few microseconds, and a timed sleep takes longer.
+const CONTENDED_SPIN: Duration = Duration::from_micros(50);
+/// How long to sleep at most after that.
 const CONTENDED_SLEEP: Duration = Duration::from_micros(20);
 /// Threads that have not faulted for this long are forgotten.
 const IDLE: Duration = Duration::from_secs(5);
@@ -109,6 +112,8 @@ pub(super) struct Worker {
     /// The keys of `shards`.
     regions: Vec<RegionId>,
     outgoing: Vec<Outgoing>,
+    /// Since when some page has been wanted by two.
+    watching_since: Option<Instant>,
     waiter: Waiter,
     faults: FaultBuffer,
     head: Vec<u8>,
@@ -140,6 +145,7 @@ impl Worker {
             shards: BTreeMap::new(),
             regions: Vec::new(),
             outgoing: Vec::new(),
+            watching_since: None,
             waiter: Waiter::new(config.wait, processors),
             faults: FaultBuffer::new(FAULTS),
             head: Vec::new(),
@@ -158,7 +164,8 @@ impl Worker {
         while !self.stop {
             let watching = self.attend();
             self.dispatch();
-            if self.waiter.may_sleep() || self.sources() > LOOK_SOURCES_MAX {
+            let sleeps = self.waiter.may_sleep() && !self.looks_on(watching);
+            if sleeps || self.sources() > LOOK_SOURCES_MAX {
                 let slept = self.wait(&mut events, watching);
                 self.waiter.turned(!events.is_empty(), slept);
                 for event in events.drain(..) {
@@ -178,6 +185,15 @@ impl Worker {
             }
             self.sweep();
         }
+    }
+
+    /// Whether a page has come to be wanted by two so lately that looking beats sleeping.
+    fn looks_on(&mut self, watching: bool) -> bool {
+        if !watching {
+            self.watching_since = None;
+            return false;
+        }
+        self.watching_since.get_or_insert_with(Instant::now).elapsed() < CONTENDED_SPIN
     }
 
     /// Descriptors that a look has to try.
