@@ -9,6 +9,7 @@
 
 mod command;
 mod handle;
+mod read_ahead;
 mod shard;
 mod stats;
 mod wait;

@@ -11,6 +11,7 @@ use crate::uffd::Fault;
 
 use super::command::{HoldRequest, Reply};
 use super::handle::HoldError;
+use super::read_ahead::{Milestones, ReadAhead};
 use super::stats::{Contended, FaultKind, Latency, RegionStats};
 use super::watch::{Progress, Watch};
 
@@ -39,6 +40,7 @@ pub(super) struct Shard {
     pub(super) memory: Arc<RegionMemory>,
     protocol: Protocol,
     watch: Watch,
+    read_ahead: ReadAhead,
     waiting: HashMap<Page, (Instant, FaultKind)>,
     latency: [Latency; 4],
     contended: Contended,
@@ -56,6 +58,7 @@ struct World<'a> {
     installs: Vec<(Page, Access)>,
     installed: Vec<Page>,
     contended: &'a mut Contended,
+    left_out: Option<&'a mut Milestones>,
     error: Option<MemoryError>,
 }
 
@@ -67,12 +70,15 @@ impl Shard {
         settings: Settings,
         stripe: usize,
     ) -> Self {
-        let protocol = Protocol::new(settings).restricted_to(memory.stripe_pages(stripe));
+        let served = memory.stripe_pages(stripe);
+        let read_ahead = ReadAhead::new(served.clone(), settings.features.fault_around);
+        let protocol = Protocol::new(settings).restricted_to(served);
         Self {
             region,
             memory,
             protocol,
             watch: Watch::default(),
+            read_ahead,
             waiting: HashMap::new(),
             latency: Default::default(),
             contended: Contended::default(),
@@ -97,6 +103,8 @@ impl Shard {
             installs: Vec::new(),
             installed: Vec::new(),
             contended: &mut self.contended,
+            // A hold promises that its pages are mapped.
+            left_out: self.read_ahead.milestones().filter(|_| self.holds.is_empty()),
             error: None,
         };
         let result = call(&mut self.protocol, &mut world);
@@ -142,11 +150,16 @@ impl Shard {
         let before = self.watch.fault(fault.thread, page, now);
         let kind = self.kind(page, fault.access);
         self.waiting.entry(page).or_insert((now, kind));
+        let ahead = self.read_ahead.fault(fault.thread, page, fault.access);
         self.run(&[], outgoing, |protocol, world| {
             if before == Some(Progress::Quiet) {
                 protocol.thread_quiet(fault.thread, world);
             }
             protocol.fault(fault.thread, page, fault.access, world);
+            if let Some(ahead) = ahead {
+                let pages: Vec<Page> = (ahead.start.0..ahead.end.0).map(Page).collect();
+                protocol.prefetch(&pages, world);
+            }
         })
     }
 
@@ -205,6 +218,7 @@ impl Shard {
     ) -> Result<(), MemoryError> {
         let now = Instant::now();
         for thread in self.watch.expire(idle, now) {
+            self.read_ahead.forget(thread);
             self.run(&[], outgoing, |protocol, world| protocol.thread_gone(thread, world))?;
         }
         let due = |hold: &Hold| now >= hold.deadline;
@@ -279,6 +293,7 @@ impl Shard {
 
     pub(super) fn set_fault_around(&mut self, on: bool) {
         self.protocol.set_fault_around(on);
+        self.read_ahead.set_on(on);
     }
 
     /// The region ends: waiting accesses learn that their pages are lost.
@@ -370,6 +385,12 @@ impl Effects for World<'_> {
     }
 
     fn install(&mut self, page: Page, right: Access) {
+        if right == Access::Read
+            && let Some(left_out) = &mut self.left_out
+            && left_out.take(page)
+        {
+            return;
+        }
         self.installs.push((page, right));
     }
 
