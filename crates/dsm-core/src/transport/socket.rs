@@ -19,20 +19,26 @@ pub trait Socket: AsFd + Send {
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 }
 
+/// Bytes that a Unix socket should hold: with less, a scan's grants wait for the peer to read.
+const UNIX_BUFFER_LEN: usize = 4 << 20;
+
 /// A connected Unix or TCP socket.
 #[derive(Debug)]
 pub struct Connection(socket2::Socket);
 
 impl Connection {
     /// Takes over a connected stream socket: makes it non-blocking and, over TCP, turns Nagle's
-    /// delay off.
+    /// delay off. The congestion control stays the host's: who runs it knows the network.
     ///
     /// # Errors
     /// The socket refuses an option.
     pub fn new(socket: impl Into<socket2::Socket>) -> io::Result<Self> {
         let socket = socket.into();
         socket.set_nonblocking(true)?;
-        if !socket.local_addr()?.is_unix() {
+        if socket.local_addr()?.is_unix() {
+            // The kernel takes what its limit allows, at least twice the default; TCP sizes its own.
+            socket.set_send_buffer_size(UNIX_BUFFER_LEN)?;
+        } else {
             socket.set_tcp_nodelay(true)?;
         }
         Ok(Self(socket))
