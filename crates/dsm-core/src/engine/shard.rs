@@ -185,6 +185,11 @@ impl Shard {
         self.run(payload, outgoing, |protocol, world| protocol.receive(from, message, world))
     }
 
+    /// The messages of this turn are on their way: now for what nobody waits for.
+    pub(super) fn messages_left(&mut self) {
+        self.watch.read_clocks();
+    }
+
     /// Looks at the threads whose pages someone waits for. Says whether any is left to watch.
     pub(super) fn attend(&mut self, outgoing: &mut Vec<Outgoing>) -> Result<bool, MemoryError> {
         let contenders = self.protocol.contenders();

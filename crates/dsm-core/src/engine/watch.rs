@@ -50,31 +50,49 @@ struct Watched {
 /// The threads that faulted lately.
 pub(super) struct Watch {
     threads: HashMap<ThreadId, Watched>,
+    /// Threads whose clock has not been read since their fault.
+    unread: Vec<ThreadId>,
     ran_ns: u64,
 }
 
 impl Default for Watch {
     fn default() -> Self {
-        Self { threads: HashMap::new(), ran_ns: ran_ns() }
+        Self { threads: HashMap::new(), unread: Vec::new(), ran_ns: ran_ns() }
     }
 }
 
 impl Watch {
     /// `thread` faulted on `page`, and does not run. Says how far it had come since its fault before.
     pub(super) fn fault(&mut self, thread: ThreadId, page: Page, now: Instant) -> Option<Progress> {
-        let cpu_ns = thread_cpu_ns(thread);
-        let watched = Watched { cpu_ns, since: now, page, single: true, hasty: 0 };
+        let first = Watched { cpu_ns: None, since: now, page, single: true, hasty: 0 };
+        self.unread.push(thread);
         let Some(known) = self.threads.get_mut(&thread) else {
-            self.threads.insert(thread, watched);
+            self.threads.insert(thread, first);
             return None;
         };
         let before = *known;
-        let progress = progress(before, cpu_ns, now, self.ran_ns);
+        // In less time than that no thread becomes quiet, whatever its clock says.
+        let early = now.duration_since(before.since) < Duration::from_nanos(QUIET_NS);
+        let progress = if early {
+            Progress::None
+        } else {
+            progress(before, thread_cpu_ns(thread), now, self.ran_ns)
+        };
         let quiet = progress == Progress::Quiet;
         let single = quiet || before.single && before.page == page;
         let hasty = if quiet { 0 } else { before.hasty };
-        *known = Watched { single, hasty, ..watched };
+        *known = Watched { single, hasty, ..first };
         Some(progress)
+    }
+
+    /// Reads the clocks of the threads that have faulted: when what they wait for has been asked for,
+    /// for a thread that waits does not run.
+    pub(super) fn read_clocks(&mut self) {
+        for thread in self.unread.drain(..) {
+            if let Some(watched) = self.threads.get_mut(&thread) {
+                watched.cpu_ns = thread_cpu_ns(thread);
+            }
+        }
     }
 
     /// How far `thread` has come since its last fault.
@@ -160,12 +178,14 @@ mod tests {
         let mut watch = Watch::default();
         let now = Instant::now();
         assert_eq!(watch.fault(gettid(), PAGE, now), None);
+        watch.read_clocks();
         let start = thread_cpu_ns(gettid()).unwrap();
         while thread_cpu_ns(gettid()).unwrap() - start < 2 * QUIET_NS {
             std::hint::spin_loop();
         }
         assert_eq!(watch.progress(gettid(), now), Progress::Quiet);
-        assert_eq!(watch.fault(gettid(), PAGE, now), Some(Progress::Quiet));
+        let later = now + Duration::from_nanos(QUIET_NS);
+        assert_eq!(watch.fault(gettid(), PAGE, later), Some(Progress::Quiet));
     }
 
     #[test]
@@ -173,9 +193,11 @@ mod tests {
         let mut watch = Watch { ran_ns: 1, ..Watch::default() };
         let now = Instant::now();
         watch.fault(gettid(), PAGE, now);
+        watch.read_clocks();
         assert_eq!(watch.progress(gettid(), now), Progress::Quiet);
         // Reading the clock takes some time of its own, but far less than until the thread is quiet.
         watch.fault(gettid(), Page(8), now);
+        watch.read_clocks();
         assert_eq!(watch.progress(gettid(), now), Progress::Ran);
     }
 
@@ -197,6 +219,7 @@ mod tests {
         let mut watch = Watch::default();
         let now = Instant::now();
         watch.fault(id, PAGE, now);
+        watch.read_clocks();
         assert_eq!(watch.progress(id, now), Progress::None);
         assert_eq!(watch.progress(id, now + BOUND), Progress::Quiet);
         drop(stop);
@@ -213,6 +236,7 @@ mod tests {
         let now = Instant::now();
         let init = ThreadId(1);
         watch.fault(init, PAGE, now);
+        watch.read_clocks();
         assert_eq!(watch.progress(init, now), Progress::None);
         assert_eq!(watch.progress(init, now + UNKNOWN_RAN), Progress::Ran);
         assert_eq!(watch.progress(init, now + 2 * UNKNOWN_RAN), Progress::Quiet);

@@ -164,6 +164,7 @@ impl Worker {
         while !self.stop {
             let watching = self.attend();
             self.dispatch();
+            self.shards.values_mut().for_each(Shard::messages_left);
             let sleeps = self.waiter.may_sleep() && !self.looks_on(watching);
             if sleeps || self.sources() > LOOK_SOURCES_MAX {
                 let slept = self.wait(&mut events, watching);
