@@ -112,6 +112,8 @@ pub(super) struct Worker {
     /// The keys of `shards`.
     regions: Vec<RegionId>,
     outgoing: Vec<Outgoing>,
+    /// The application cannot run while all workers spin.
+    shares_processor: bool,
     /// Since when some page has been wanted by two.
     watching_since: Option<Instant>,
     waiter: Waiter,
@@ -145,6 +147,7 @@ impl Worker {
             shards: BTreeMap::new(),
             regions: Vec::new(),
             outgoing: Vec::new(),
+            shares_processor: processors <= config.workers,
             watching_since: None,
             waiter: Waiter::new(config.wait, processors),
             faults: FaultBuffer::new(FAULTS),
@@ -161,6 +164,7 @@ impl Worker {
             log::warn!("worker {}: short sleeps will be longer: {error}", self.index);
         }
         let mut events = Vec::with_capacity(EVENTS);
+        let mut found = false;
         while !self.stop {
             let watching = self.attend();
             self.dispatch();
@@ -177,12 +181,12 @@ impl Worker {
                     }
                 }
             } else {
-                let found = self.look();
-                self.waiter.turned(found, None);
-                if !found {
+                if !found || self.shares_processor {
                     // The thread whose page has just come may have no other processor.
                     std::thread::yield_now();
                 }
+                found = self.look();
+                self.waiter.turned(found, None);
             }
             self.sweep();
         }
