@@ -121,6 +121,14 @@ impl ReadAhead {
         Self::next(scan, first, &self.served, &mut self.milestones)
     }
 
+    /// What follows `page` in the last stretch of a scan. The protocol asks for none of it while it
+    /// is finding out whether untouched memory can be had by the block.
+    pub(super) fn rest(&self, thread: ThreadId, page: Page) -> Option<Range<Page>> {
+        let scan = self.scans.get(&thread).filter(|scan| scan.milestone <= page)?;
+        let first = Page(page.0 + 1);
+        (first < scan.end).then_some(first..scan.end)
+    }
+
     fn next(
         scan: &mut Scan,
         first: Page,
@@ -163,6 +171,16 @@ mod tests {
         // A page of the window, then the milestone, then within the stretch.
         assert_eq!(run(&mut ahead, &[60, 73, 80]), [None, Some((105, 169)), None]);
         assert_eq!(run(&mut ahead, &[105]), [Some((169, 297))]);
+    }
+
+    #[test]
+    fn what_was_not_asked_for_can_be_asked_for_again() {
+        let mut ahead = read_ahead();
+        run(&mut ahead, &[10, 11, 13, 17, 25, 41, 57]);
+        assert_eq!(ahead.rest(T, Page(60)), None);
+        assert_eq!(ahead.rest(T, Page(80)), Some(Page(81)..Page(105)));
+        assert_eq!(ahead.rest(T, Page(104)), None);
+        assert_eq!(ahead.rest(ThreadId(2), Page(80)), None);
     }
 
     #[test]

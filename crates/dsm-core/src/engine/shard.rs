@@ -151,12 +151,16 @@ impl Shard {
         let kind = self.kind(page, fault.access);
         self.waiting.entry(page).or_insert((now, kind));
         let ahead = self.read_ahead.fault(fault.thread, page, fault.access);
+        let rest = self.read_ahead.rest(fault.thread, page);
         self.run(&[], outgoing, |protocol, world| {
             if before == Some(Progress::Quiet) {
                 protocol.thread_quiet(fault.thread, world);
             }
+            let before = world.outgoing.len();
             protocol.fault(fault.thread, page, fault.access, world);
-            if let Some(ahead) = ahead {
+            // A page of the stretch that had to be asked for: the rest of it was not asked for either.
+            let refused = world.outgoing.len() > before;
+            if let Some(ahead) = ahead.or(rest.filter(|_| refused)) {
                 let pages: Vec<Page> = (ahead.start.0..ahead.end.0).map(Page).collect();
                 protocol.prefetch(&pages, world);
             }
