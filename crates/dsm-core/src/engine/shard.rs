@@ -207,7 +207,8 @@ impl Shard {
                 continue;
             }
             self.contentions += 1;
-            let progress = self.watch.progress(thread, now);
+            let waits = self.protocol.is_waiting(thread);
+            let progress = self.watch.progress(thread, waits, now);
             watched |= matches!(progress, Progress::None | Progress::Ran);
             self.run(&[], outgoing, |protocol, world| match progress {
                 Progress::None => {}

@@ -38,6 +38,8 @@ pub(super) enum Progress {
 #[derive(Clone, Copy)]
 struct Watched {
     cpu_ns: Option<u64>,
+    /// Its clock at the last look.
+    looked_ns: Option<u64>,
     since: Instant,
     /// The page it faulted on.
     page: Page,
@@ -64,7 +66,8 @@ impl Default for Watch {
 impl Watch {
     /// `thread` faulted on `page`, and does not run. Says how far it had come since its fault before.
     pub(super) fn fault(&mut self, thread: ThreadId, page: Page, now: Instant) -> Option<Progress> {
-        let first = Watched { cpu_ns: None, since: now, page, single: true, hasty: 0 };
+        let first =
+            Watched { cpu_ns: None, looked_ns: None, since: now, page, single: true, hasty: 0 };
         self.unread.push(thread);
         let Some(known) = self.threads.get_mut(&thread) else {
             self.threads.insert(thread, first);
@@ -95,12 +98,16 @@ impl Watch {
         }
     }
 
-    /// How far `thread` has come since its last fault.
+    /// How far `thread` has come since its last fault; `waits` if it is known to wait for a page.
+    ///
+    /// A thread that sleeps for another reason, such as a lock, is quiet: it has used its page before.
+    /// Its clock stands still between two looks, and between them the worker has read all faults, so
+    /// it does not sleep in one.
     ///
     /// A thread that has gathered no more than the page it waited for is quiet once it has run:
     /// keeping the page longer helps nobody. Should a slow machine have it called so too early, again
     /// and again, it is given its full time now and then, so that it gathers what it needs.
-    pub(super) fn progress(&mut self, thread: ThreadId, now: Instant) -> Progress {
+    pub(super) fn progress(&mut self, thread: ThreadId, waits: bool, now: Instant) -> Progress {
         let Some(watched) = self.threads.get_mut(&thread) else { return Progress::Quiet };
         let cpu_ns = thread_cpu_ns(thread);
         if cpu_ns.is_none() && watched.cpu_ns.is_some() {
@@ -110,6 +117,11 @@ impl Watch {
         let may_be_hasty = cpu_ns.is_some() && watched.single && watched.hasty < HASTY_MAX;
         if progress == Progress::Ran && may_be_hasty {
             watched.hasty += 1;
+            return Progress::Quiet;
+        }
+        let stands = cpu_ns.is_some() && watched.looked_ns == cpu_ns;
+        watched.looked_ns = cpu_ns;
+        if stands && !waits && sleeps(thread) {
             return Progress::Quiet;
         }
         progress
@@ -140,6 +152,14 @@ fn progress(watched: Watched, cpu_ns: Option<u64>, now: Instant, ran_ns: u64) ->
         _ if waited >= UNKNOWN_RAN => Progress::Ran,
         _ => Progress::None,
     }
+}
+
+/// Whether a thread of this process is neither running nor ready to run; proc(5), `stat`.
+fn sleeps(thread: ThreadId) -> bool {
+    let stat = std::fs::read(format!("/proc/self/task/{}/stat", thread.0)).unwrap_or_default();
+    // The name before the state may contain anything, parentheses included.
+    let state = stat.iter().rposition(|&byte| byte == b')').and_then(|at| stat.get(at + 2));
+    state.is_some_and(|state| b"SD".contains(state))
 }
 
 /// Processor time after which a thread has used its page, on this machine.
@@ -183,7 +203,7 @@ mod tests {
         while thread_cpu_ns(gettid()).unwrap() - start < 2 * QUIET_NS {
             std::hint::spin_loop();
         }
-        assert_eq!(watch.progress(gettid(), now), Progress::Quiet);
+        assert_eq!(watch.progress(gettid(), false, now), Progress::Quiet);
         let later = now + Duration::from_nanos(QUIET_NS);
         assert_eq!(watch.fault(gettid(), PAGE, later), Some(Progress::Quiet));
     }
@@ -194,11 +214,11 @@ mod tests {
         let now = Instant::now();
         watch.fault(gettid(), PAGE, now);
         watch.read_clocks();
-        assert_eq!(watch.progress(gettid(), now), Progress::Quiet);
+        assert_eq!(watch.progress(gettid(), false, now), Progress::Quiet);
         // Reading the clock takes some time of its own, but far less than until the thread is quiet.
         watch.fault(gettid(), Page(8), now);
         watch.read_clocks();
-        assert_eq!(watch.progress(gettid(), now), Progress::Ran);
+        assert_eq!(watch.progress(gettid(), false, now), Progress::Ran);
     }
 
     #[test]
@@ -220,14 +240,16 @@ mod tests {
         let now = Instant::now();
         watch.fault(id, PAGE, now);
         watch.read_clocks();
-        assert_eq!(watch.progress(id, now), Progress::None);
-        assert_eq!(watch.progress(id, now + BOUND), Progress::Quiet);
+        assert_eq!(watch.progress(id, true, now), Progress::None);
+        assert_eq!(watch.progress(id, true, now + BOUND), Progress::Quiet);
+        // Asleep, but not in a fault.
+        assert_eq!(watch.progress(id, false, now), Progress::Quiet);
         drop(stop);
         thread.join().unwrap();
         while thread_cpu_ns(id).is_some() {
             std::thread::yield_now();
         }
-        assert_eq!(watch.progress(id, now), Progress::Gone);
+        assert_eq!(watch.progress(id, true, now), Progress::Gone);
     }
 
     #[test]
@@ -237,9 +259,9 @@ mod tests {
         let init = ThreadId(1);
         watch.fault(init, PAGE, now);
         watch.read_clocks();
-        assert_eq!(watch.progress(init, now), Progress::None);
-        assert_eq!(watch.progress(init, now + UNKNOWN_RAN), Progress::Ran);
-        assert_eq!(watch.progress(init, now + 2 * UNKNOWN_RAN), Progress::Quiet);
+        assert_eq!(watch.progress(init, false, now), Progress::None);
+        assert_eq!(watch.progress(init, false, now + UNKNOWN_RAN), Progress::Ran);
+        assert_eq!(watch.progress(init, false, now + 2 * UNKNOWN_RAN), Progress::Quiet);
         assert_eq!(watch.expire(BOUND, now + BOUND), [init]);
     }
 }

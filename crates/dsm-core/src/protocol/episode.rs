@@ -101,9 +101,10 @@ impl Episodes {
         for (&thread, episode) in &mut self.by_thread {
             match &mut episode.phase {
                 Phase::Waiting { page: waits, access } if *waits == page && *access <= right => {
-                    let access = *access;
                     episode.phase = Phase::Resuming;
-                    self.let_go.extend(episode.keep(page, access));
+                    // A reader that was given the page to write is expected to write it: for a copy
+                    // to another reader it would lose that right before it has used it.
+                    self.let_go.extend(episode.keep(page, right));
                 }
                 Phase::Gathering { missing, access } if *access <= right => {
                     let Some(at) = missing.iter().position(|&waits| waits == page) else {
@@ -179,6 +180,12 @@ impl Episodes {
     pub(super) fn gathered(&self, page: Page, access: Access) -> bool {
         let pages = self.by_thread.values().flat_map(|episode| &episode.pages);
         pages.into_iter().any(|&(kept, used)| kept == page && used.max(access) == Access::Write)
+    }
+
+    /// Whether the thread is blocked on a fault.
+    pub(super) fn is_waiting(&self, thread: ThreadId) -> bool {
+        let phase = self.by_thread.get(&thread).map(|episode| &episode.phase);
+        matches!(phase, Some(Phase::Waiting { .. }))
     }
 
     /// The thread has run since its last fault: older episodes need not wait for it any more.

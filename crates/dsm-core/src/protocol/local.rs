@@ -43,6 +43,11 @@ impl Protocol {
         self.settle(fx);
     }
 
+    /// Whether `thread` waits for a page.
+    pub fn is_waiting(&self, thread: ThreadId) -> bool {
+        self.episodes.is_waiting(thread)
+    }
+
     /// `thread` has run since its last fault: it has used what it waited for.
     pub fn thread_ran<E: Effects>(&mut self, thread: ThreadId, fx: &mut E) {
         let pages = self.episodes.ran(thread);

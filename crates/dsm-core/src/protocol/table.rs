@@ -1,4 +1,4 @@
-//! What a node knows of each page, in 16 bytes, allocated when a lease block is first touched.
+//! What a node knows of each page, in 15 bytes, allocated when a lease block is first touched.
 
 use crate::types::{NodeId, NodeSet, Page, Version};
 
@@ -79,71 +79,97 @@ impl Entry {
     }
 }
 
-/// Bits of [`Packed`]'s first word: version 48, then 8 of owner index or age of the bytes, then
-/// 2 of state, 1 of role, 2 of migratory score.
+/// An [`Entry`] in 120 bits, so that with its directory a table stays below 16 bytes a page: 48 of
+/// version, 64 that depend on the kind, 3 of kind, 2 of migratory score, 3 of how many versions the
+/// bytes have been the same.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Packed(u64, u64);
+struct Packed([u8; 15]);
 
-const _: () = assert!(size_of::<Packed>() == 16);
+const SECOND_SHIFT: u32 = 48;
+const KIND_SHIFT: u32 = 112;
+const MIGRATORY_SHIFT: u32 = 115;
+const DISTANCE_SHIFT: u32 = 117;
+/// Beyond this many versions the distance saturates, which only sends bytes needlessly.
+const DISTANCE_MAX: u64 = 7;
+/// Where a holder's second part has the index of the probable owner.
+const OWNER_SHIFT: u32 = 48;
 
-const BYTE_SHIFT: u32 = 48;
-const STATE_SHIFT: u32 = 56;
-const OWNER_BIT: u64 = 1 << 58;
-const MIGRATORY_SHIFT: u32 = 59;
+const HOLDER_INVALID: u128 = 0;
+const HOLDER_SHARED: u128 = 1;
+const OWNER_INVALID: u128 = 2;
+const OWNER_SHARED: u128 = 3;
+const OWNER_MODIFIED: u128 = 4;
 
 impl Packed {
     fn new(entry: Entry) -> Self {
-        let state = match entry.state {
-            PageState::Invalid => 0u64,
-            PageState::Shared => 1,
-            PageState::Modified => 2,
-        };
-        let first = entry.version.get() | state << STATE_SHIFT;
-        match entry.role {
+        let (kind, second, migratory, distance) = match entry.role {
             Role::Owner { same_since, migratory, sharing } => {
-                // Beyond 255 versions the distance saturates, which only sends bytes needlessly.
-                let distance = entry.version.get().saturating_sub(same_since.get()).min(255);
+                let kind = match entry.state {
+                    PageState::Invalid => OWNER_INVALID,
+                    PageState::Shared => OWNER_SHARED,
+                    PageState::Modified => OWNER_MODIFIED,
+                };
                 let second = match sharing {
                     Sharing::Copies(copyset) => copyset.bits(),
                     Sharing::Sole(fingerprint) => fingerprint,
                 };
-                let migratory = u64::from(migratory.min(3));
-                Self(
-                    first | distance << BYTE_SHIFT | OWNER_BIT | migratory << MIGRATORY_SHIFT,
-                    second,
-                )
+                let distance = entry.version.get().saturating_sub(same_since.get());
+                (kind, second, migratory.min(3), distance.min(DISTANCE_MAX))
             }
             Role::Holder { owner, owner_since } => {
-                Self(first | (owner.index() as u64) << BYTE_SHIFT, owner_since.get())
+                let kind = match entry.state {
+                    PageState::Invalid => HOLDER_INVALID,
+                    // Only an owner is ever `Modified`.
+                    PageState::Shared | PageState::Modified => HOLDER_SHARED,
+                };
+                (kind, (owner.index() as u64) << OWNER_SHIFT | owner_since.get(), 0, 0)
             }
-        }
+        };
+        let bits = u128::from(entry.version.get())
+            | u128::from(second) << SECOND_SHIFT
+            | kind << KIND_SHIFT
+            | u128::from(migratory) << MIGRATORY_SHIFT
+            | u128::from(distance) << DISTANCE_SHIFT;
+        let mut bytes = [0; 15];
+        bytes.copy_from_slice(&bits.to_le_bytes()[..15]);
+        Self(bytes)
     }
 
     fn entry(self) -> Entry {
-        let version = Version::new(self.0 & Version::MAX.get()).unwrap_or_default();
-        let byte = self.0 >> BYTE_SHIFT & 0xff;
-        let state = match self.0 >> STATE_SHIFT & 3 {
-            0 => PageState::Invalid,
-            1 => PageState::Shared,
-            _ => PageState::Modified,
+        let mut bytes = [0; 16];
+        bytes[..15].copy_from_slice(&self.0);
+        let bits = u128::from_le_bytes(bytes);
+        let version = version(bits as u64);
+        let second = (bits >> SECOND_SHIFT) as u64;
+        let kind = bits >> KIND_SHIFT & 7;
+        let state = match kind {
+            HOLDER_SHARED | OWNER_SHARED => PageState::Shared,
+            OWNER_MODIFIED => PageState::Modified,
+            _ => PageState::Invalid,
         };
-        let role = if self.0 & OWNER_BIT != 0 {
+        let role = if kind >= OWNER_INVALID {
+            let distance = (bits >> DISTANCE_SHIFT) as u64;
             Role::Owner {
-                same_since: Version::new(version.get().saturating_sub(byte)).unwrap_or_default(),
-                migratory: (self.0 >> MIGRATORY_SHIFT & 3) as u8,
+                same_since: self::version(version.get().saturating_sub(distance)),
+                migratory: (bits >> MIGRATORY_SHIFT) as u8 & 3,
                 sharing: match state {
-                    PageState::Modified => Sharing::Sole(self.1),
-                    _ => Sharing::Copies(NodeSet::from_bits(self.1)),
+                    PageState::Modified => Sharing::Sole(second),
+                    _ => Sharing::Copies(NodeSet::from_bits(second)),
                 },
             }
         } else {
             Role::Holder {
-                owner: NodeId::new(byte as usize).unwrap_or(NODE_ZERO),
-                owner_since: Version::new(self.1).unwrap_or_default(),
+                owner: NodeId::new((second >> OWNER_SHIFT) as usize).unwrap_or(NODE_ZERO),
+                owner_since: self::version(second),
             }
         };
         Entry { state, version, role }
     }
+}
+
+/// The version in the lowest 48 bits of `bits`.
+fn version(bits: u64) -> Version {
+    Version::new(bits & Version::MAX.get()).unwrap_or_default()
 }
 
 const NODE_ZERO: NodeId = match NodeId::new(0) {
@@ -304,7 +330,7 @@ mod tests {
             for role in [
                 Role::Holder { owner: node(63), owner_since },
                 Role::Owner {
-                    same_since: Version::new(version.get() - 255).unwrap(),
+                    same_since: Version::new(version.get() - DISTANCE_MAX).unwrap(),
                     migratory: 3,
                     sharing: Sharing::Copies(NodeSet::from_bits(u64::MAX)),
                 },
@@ -320,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_unchanged_for_more_than_255_versions_count_as_changed_later() {
+    fn bytes_unchanged_for_more_than_seven_versions_count_as_changed_later() {
         let version = Version::new(1000).unwrap();
         let role = Role::Owner {
             same_since: Version::ZERO,
@@ -329,7 +355,7 @@ mod tests {
         };
         let packed = Packed::new(Entry { state: PageState::Shared, version, role }).entry();
         let Role::Owner { same_since, .. } = packed.role else { panic!() };
-        assert_eq!(same_since.get(), 745);
+        assert_eq!(same_since.get(), 993);
     }
 
     #[test]
@@ -355,7 +381,7 @@ mod tests {
         let mut entry = table.get(Page(700));
         entry.state = PageState::Shared;
         table.put(Page(700), entry);
-        assert_eq!(table.allocated_bytes() - empty, 512 * 16);
+        assert_eq!(table.allocated_bytes() - empty, 512 * 15);
         assert!(table.is_untouched(Page(0)));
         assert!(!table.is_untouched(Page(512)));
         assert_eq!(table.get(Page(701)).state, PageState::Invalid);
