@@ -16,6 +16,7 @@ use crate::protocol::{Features, Homes, LEASE_PAGES, Settings};
 use crate::transport::Transport;
 use crate::types::{Access, NodeId, Page, RegionId, ThreadId};
 
+use super::ages::Ages;
 use super::command::{Command, HoldRequest};
 use super::stats::RegionStats;
 use super::wait::WaitMode;
@@ -204,13 +205,20 @@ impl Engine {
         events: impl Fn(EngineEvent) + Send + Sync + 'static,
     ) -> Result<Self, EngineError> {
         let events: Arc<dyn Fn(EngineEvent) + Send + Sync> = Arc::new(events);
+        let ages = Arc::new(Ages::new());
         let mut workers = Vec::new();
         for index in 0..config.workers.max(1) {
             let (commands, receiver) = mpsc::channel();
             let wake = Arc::new(Wake::new().map_err(EngineError::Start)?);
-            let worker =
-                Worker::new(index, config, receiver, Arc::clone(&wake), Arc::clone(&events))
-                    .map_err(EngineError::Start)?;
+            let worker = Worker::new(
+                index,
+                config,
+                receiver,
+                Arc::clone(&wake),
+                Arc::clone(&events),
+                Arc::clone(&ages),
+            )
+            .map_err(EngineError::Start)?;
             let thread = std::thread::Builder::new()
                 .name(format!("gvm-dsm-{index}"))
                 .spawn(move || worker.run())

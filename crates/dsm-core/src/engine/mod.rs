@@ -1,12 +1,13 @@
 //! Worker threads that carry faults, messages and pages around.
 //!
 //! A worker owns one stripe of every region and one connection to each peer; workers share nothing
-//! and take no lock on the fault path. Faults come in by userfaultfd, messages by the transports;
+//! but the ages of threads, and take no lock on the fault path. Faults come in by userfaultfd, messages by the transports;
 //! the [`protocol`](crate::protocol) decides; pages and transports act. Commands of other threads
 //! come in over a channel.
 //!
 //! Nothing here calls Python, waits for a thread of the application, or touches a view.
 
+mod ages;
 mod command;
 mod handle;
 mod read_ahead;

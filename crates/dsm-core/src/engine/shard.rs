@@ -9,6 +9,7 @@ use crate::protocol::{Effects, Message, PageState, Protocol, Settings, Violation
 use crate::types::{Access, NodeId, PAGE_SIZE, Page, RegionId, ThreadId};
 use crate::uffd::Fault;
 
+use super::ages::Ages;
 use super::command::{HoldRequest, Reply};
 use super::handle::HoldError;
 use super::read_ahead::{Milestones, ReadAhead};
@@ -69,6 +70,7 @@ impl Shard {
         memory: Arc<RegionMemory>,
         settings: Settings,
         stripe: usize,
+        ages: Arc<Ages>,
     ) -> Self {
         let served = memory.stripe_pages(stripe);
         let read_ahead = ReadAhead::new(served.clone(), settings.features.fault_around);
@@ -77,7 +79,7 @@ impl Shard {
             region,
             memory,
             protocol,
-            watch: Watch::default(),
+            watch: Watch::new(ages),
             read_ahead,
             waiting: HashMap::new(),
             latency: Default::default(),
@@ -147,17 +149,17 @@ impl Shard {
     ) -> Result<(), MemoryError> {
         let Some(page) = self.memory.page_at(fault.address) else { return Ok(()) };
         let now = Instant::now();
-        let before = self.watch.fault(fault.thread, page, now);
+        let taken = self.watch.fault(fault.thread, page, self.protocol.clock(), now);
         let kind = self.kind(page, fault.access);
         self.waiting.entry(page).or_insert((now, kind));
         let ahead = self.read_ahead.fault(fault.thread, page, fault.access);
         let rest = self.read_ahead.rest(fault.thread, page);
         self.run(&[], outgoing, |protocol, world| {
-            if before == Some(Progress::Quiet) {
+            if taken.ended {
                 protocol.thread_quiet(fault.thread, world);
             }
             let before = world.outgoing.len();
-            protocol.fault(fault.thread, page, fault.access, world);
+            protocol.fault_since(fault.thread, taken.since, page, fault.access, world);
             // A page of the stretch that had to be asked for: the rest of it was not asked for either.
             let refused = world.outgoing.len() > before;
             if let Some(ahead) = ahead.or(rest.filter(|_| refused)) {

@@ -4,9 +4,12 @@
 //! one clock reading a fault.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::types::{Page, ThreadId};
+
+use super::ages::{Ages, Seen, Stamp};
 
 /// Least processor time after which a thread has surely used the page it waited for: the way out of
 /// the kernel and the instruction itself.
@@ -37,6 +40,8 @@ pub(super) enum Progress {
 
 #[derive(Clone, Copy)]
 struct Watched {
+    /// Its fault here among those at all workers.
+    stamp: Stamp,
     cpu_ns: Option<u64>,
     /// Its clock at the last look.
     looked_ns: Option<u64>,
@@ -51,41 +56,79 @@ struct Watched {
 
 /// The threads that faulted lately.
 pub(super) struct Watch {
+    ages: Arc<Ages>,
     threads: HashMap<ThreadId, Watched>,
     /// Threads whose clock has not been read since their fault.
     unread: Vec<ThreadId>,
     ran_ns: u64,
 }
 
-impl Default for Watch {
-    fn default() -> Self {
-        Self { threads: HashMap::new(), unread: Vec::new(), ran_ns: ran_ns() }
-    }
+/// A fault, as the worker is to take it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Taken {
+    /// The episode that the thread had here is over.
+    pub(super) ended: bool,
+    /// Clock at which its episode began.
+    pub(super) since: u64,
 }
 
 impl Watch {
-    /// `thread` faulted on `page`, and does not run. Says how far it had come since its fault before.
-    pub(super) fn fault(&mut self, thread: ThreadId, page: Page, now: Instant) -> Option<Progress> {
-        let first =
-            Watched { cpu_ns: None, looked_ns: None, since: now, page, single: true, hasty: 0 };
+    pub(super) fn new(ages: Arc<Ages>) -> Self {
+        Self { ages, threads: HashMap::new(), unread: Vec::new(), ran_ns: ran_ns() }
+    }
+
+    /// `thread` faulted on `page`, and does not run; `clock` is that of the worker's protocol.
+    pub(super) fn fault(
+        &mut self,
+        thread: ThreadId,
+        page: Page,
+        clock: u64,
+        now: Instant,
+    ) -> Taken {
+        let before = self.threads.get(&thread).copied();
+        let (quiet, ended) = before.map_or((false, false), |it| self.was_quiet(thread, it, now));
+        let stamp = self.ages.fault(thread, clock);
+        let first = Watched {
+            stamp,
+            cpu_ns: None,
+            looked_ns: None,
+            since: now,
+            page,
+            single: true,
+            hasty: 0,
+        };
         self.unread.push(thread);
-        let Some(known) = self.threads.get_mut(&thread) else {
-            self.threads.insert(thread, first);
-            return None;
+        let watched = match before {
+            Some(before) if !quiet => {
+                // No other page, here or at another worker: nothing gathered could be torn apart.
+                let next = before.stamp.fault.wrapping_add(1) == stamp.fault;
+                let single = before.single && before.page == page && next;
+                Watched { single, hasty: before.hasty, ..first }
+            }
+            _ => first,
         };
-        let before = *known;
+        self.threads.insert(thread, watched);
+        Taken { ended, since: stamp.since }
+    }
+
+    /// Whether a thread that faults again had been quiet, and whether its episode is over, be it
+    /// because it was called quiet early.
+    fn was_quiet(&self, thread: ThreadId, before: Watched, now: Instant) -> (bool, bool) {
+        match self.ages.look(thread, before.stamp) {
+            Seen::Ended => return (false, true),
+            // The worker of its last fault knows better.
+            Seen::Elsewhere => return (false, false),
+            Seen::Here => {}
+        }
         // In less time than that no thread becomes quiet, whatever its clock says.
-        let early = now.duration_since(before.since) < Duration::from_nanos(QUIET_NS);
-        let progress = if early {
-            Progress::None
-        } else {
-            progress(before, thread_cpu_ns(thread), now, self.ran_ns)
-        };
-        let quiet = progress == Progress::Quiet;
-        let single = quiet || before.single && before.page == page;
-        let hasty = if quiet { 0 } else { before.hasty };
-        *known = Watched { single, hasty, ..first };
-        Some(progress)
+        if now.duration_since(before.since) < Duration::from_nanos(QUIET_NS) {
+            return (false, false);
+        }
+        let quiet = progress(before, thread_cpu_ns(thread), now, self.ran_ns) == Progress::Quiet;
+        if quiet {
+            self.ages.end(thread, before.stamp.since);
+        }
+        (quiet, quiet)
     }
 
     /// Reads the clocks of the threads that have faulted: when what they wait for has been asked for,
@@ -108,7 +151,25 @@ impl Watch {
     /// keeping the page longer helps nobody. Should a slow machine have it called so too early, again
     /// and again, it is given its full time now and then, so that it gathers what it needs.
     pub(super) fn progress(&mut self, thread: ThreadId, waits: bool, now: Instant) -> Progress {
+        let progress = self.look(thread, waits, now);
+        if matches!(progress, Progress::Quiet | Progress::Gone)
+            && let Some(watched) = self.threads.get(&thread)
+        {
+            self.ages.end(thread, watched.stamp.since);
+        }
+        progress
+    }
+
+    fn look(&mut self, thread: ThreadId, waits: bool, now: Instant) -> Progress {
         let Some(watched) = self.threads.get_mut(&thread) else { return Progress::Quiet };
+        match self.ages.look(thread, watched.stamp) {
+            Seen::Ended => return Progress::Quiet,
+            Seen::Elsewhere if now.duration_since(watched.since) >= BOUND => {
+                return Progress::Quiet;
+            }
+            Seen::Elsewhere => return Progress::Ran,
+            Seen::Here => {}
+        }
         let cpu_ns = thread_cpu_ns(thread);
         if cpu_ns.is_none() && watched.cpu_ns.is_some() {
             return Progress::Gone;
@@ -195,9 +256,9 @@ mod tests {
 
     #[test]
     fn a_thread_that_computes_becomes_quiet() {
-        let mut watch = Watch::default();
+        let mut watch = Watch::new(Arc::new(Ages::new()));
         let now = Instant::now();
-        assert_eq!(watch.fault(gettid(), PAGE, now), None);
+        assert!(!watch.fault(gettid(), PAGE, 0, now).ended);
         watch.read_clocks();
         let start = thread_cpu_ns(gettid()).unwrap();
         while thread_cpu_ns(gettid()).unwrap() - start < 2 * QUIET_NS {
@@ -205,18 +266,18 @@ mod tests {
         }
         assert_eq!(watch.progress(gettid(), false, now), Progress::Quiet);
         let later = now + Duration::from_nanos(QUIET_NS);
-        assert_eq!(watch.fault(gettid(), PAGE, later), Some(Progress::Quiet));
+        assert!(watch.fault(gettid(), PAGE, 0, later).ended);
     }
 
     #[test]
     fn who_has_gathered_one_page_is_quiet_once_it_ran_and_who_has_two_is_not() {
-        let mut watch = Watch { ran_ns: 1, ..Watch::default() };
+        let mut watch = Watch { ran_ns: 1, ..Watch::new(Arc::new(Ages::new())) };
         let now = Instant::now();
-        watch.fault(gettid(), PAGE, now);
+        watch.fault(gettid(), PAGE, 0, now);
         watch.read_clocks();
         assert_eq!(watch.progress(gettid(), false, now), Progress::Quiet);
         // Reading the clock takes some time of its own, but far less than until the thread is quiet.
-        watch.fault(gettid(), Page(8), now);
+        watch.fault(gettid(), Page(8), 0, now);
         watch.read_clocks();
         assert_eq!(watch.progress(gettid(), false, now), Progress::Ran);
     }
@@ -236,14 +297,18 @@ mod tests {
             last = thread_cpu_ns(id);
             std::thread::sleep(Duration::from_millis(1));
         }
-        let mut watch = Watch::default();
+        let mut watch = Watch::new(Arc::new(Ages::new()));
         let now = Instant::now();
-        watch.fault(id, PAGE, now);
+        watch.fault(id, PAGE, 0, now);
         watch.read_clocks();
         assert_eq!(watch.progress(id, true, now), Progress::None);
-        assert_eq!(watch.progress(id, true, now + BOUND), Progress::Quiet);
         // Asleep, but not in a fault.
         assert_eq!(watch.progress(id, false, now), Progress::Quiet);
+        watch.fault(id, PAGE, 0, now);
+        watch.read_clocks();
+        assert_eq!(watch.progress(id, true, now + BOUND), Progress::Quiet);
+        watch.fault(id, PAGE, 0, now);
+        watch.read_clocks();
         drop(stop);
         thread.join().unwrap();
         while thread_cpu_ns(id).is_some() {
@@ -253,11 +318,25 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_faulted_at_another_worker_has_run_here() {
+        let ages = Arc::new(Ages::new());
+        let (mut one, mut two) = (Watch::new(Arc::clone(&ages)), Watch::new(ages));
+        let now = Instant::now();
+        let first = one.fault(gettid(), PAGE, 0, now);
+        let second = two.fault(gettid(), Page(9), 50, now);
+        assert_eq!(first.since, second.since);
+        assert_eq!(one.progress(gettid(), false, now), Progress::Ran);
+        // One finds that its time is over: so does the other.
+        assert_eq!(two.progress(gettid(), false, now + BOUND), Progress::Quiet);
+        assert_eq!(one.progress(gettid(), false, now), Progress::Quiet);
+    }
+
+    #[test]
     fn a_thread_without_a_clock_counts_by_wall_time() {
-        let mut watch = Watch::default();
+        let mut watch = Watch::new(Arc::new(Ages::new()));
         let now = Instant::now();
         let init = ThreadId(1);
-        watch.fault(init, PAGE, now);
+        watch.fault(init, PAGE, 0, now);
         watch.read_clocks();
         assert_eq!(watch.progress(init, false, now), Progress::None);
         assert_eq!(watch.progress(init, false, now + UNKNOWN_RAN), Progress::Ran);

@@ -17,6 +17,7 @@ use crate::types::{NodeId, RegionId};
 use crate::uffd::FaultBuffer;
 use crate::wire;
 
+use super::ages::Ages;
 use super::command::Command;
 use super::handle::{EngineConfig, EngineEvent};
 use super::shard::{Outgoing, Shard};
@@ -104,6 +105,7 @@ pub(super) struct Worker {
     commands: Receiver<Command>,
     wake: Arc<Wake>,
     events: Arc<dyn Fn(EngineEvent) + Send + Sync>,
+    ages: Arc<Ages>,
     epoll: OwnedFd,
     links: BTreeMap<NodeId, Link>,
     /// The keys of `links`.
@@ -131,6 +133,7 @@ impl Worker {
         commands: Receiver<Command>,
         wake: Arc<Wake>,
         events: Arc<dyn Fn(EngineEvent) + Send + Sync>,
+        ages: Arc<Ages>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &wake.0, Source::Commands.data(), epoll::EventFlags::IN)?;
@@ -141,6 +144,7 @@ impl Worker {
             commands,
             wake,
             events,
+            ages,
             epoll,
             links: BTreeMap::new(),
             peers: Vec::new(),
@@ -332,7 +336,8 @@ impl Worker {
                 if let Some(uffd) = memory.stripes().get(self.index) {
                     self.watch_fd(uffd.as_fd(), Source::Faults(region));
                 }
-                let shard = Shard::new(region, memory, *settings, self.index);
+                let shard =
+                    Shard::new(region, memory, *settings, self.index, Arc::clone(&self.ages));
                 self.shards.insert(region, shard);
                 self.regions = self.shards.keys().copied().collect();
                 let _ = reply.try_send(());

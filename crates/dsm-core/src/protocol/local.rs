@@ -15,14 +15,27 @@ impl Protocol {
     ///
     /// Pages beyond the region are ignored.
     pub fn fault<E: Effects>(&mut self, thread: ThreadId, page: Page, access: Access, fx: &mut E) {
+        self.fault_since(thread, self.clock + 1, page, access, fx);
+    }
+
+    /// As [`Protocol::fault`], for a thread that several machines of a node serve: if it opens an
+    /// episode, that began at `since` of their common clock.
+    pub fn fault_since<E: Effects>(
+        &mut self,
+        thread: ThreadId,
+        since: u64,
+        page: Page,
+        access: Access,
+        fx: &mut E,
+    ) {
         if page.0 >= self.table.pages() {
             return;
         }
         let me = self.me();
         let clock = &mut self.clock;
         let (age, kept) = self.episodes.fault(thread, page, access, || {
-            *clock += 1;
-            Age { clock: *clock, node: me }
+            *clock = since.max(*clock);
+            Age { clock: since, node: me }
         });
         if kept {
             // The thread waits again: what it kept against older episodes, they get.
@@ -41,6 +54,11 @@ impl Protocol {
         self.count_fault(&entry, access);
         self.need(page, access, age, &with, fx);
         self.settle(fx);
+    }
+
+    /// The Lamport clock: no episode seen began later.
+    pub fn clock(&self) -> u64 {
+        self.clock
     }
 
     /// Whether `thread` waits for a page.
