@@ -429,9 +429,9 @@ impl Node {
         }
     }
 
-    /// Leaves the cluster. Since this node owns pages that others may need, it serves them until
-    /// all nodes close, unless `abandon`, or until `patience` ends, which for others is the loss of
-    /// this node if they use regions. Once a node is lost, nothing is waited for.
+    /// Leaves the cluster. With regions, this node owns pages that others may need: it serves them
+    /// until all nodes close, unless `abandon`, or until `patience` ends, which for others is the
+    /// loss of this node. Once a node is lost, nothing is waited for.
     ///
     /// # Errors
     ///
@@ -439,7 +439,8 @@ impl Node {
     pub fn close(&self, abandon: bool, patience: &Patience<'_>) -> Result<(), NodeError> {
         let Some(driver) = lock(&self.driver).take() else { return Ok(()) };
         let mut result = Ok(());
-        if !abandon && self.lost().is_none() && lock(&self.shared.status).running {
+        let serves = !lock(&self.shared.regions).is_empty();
+        if serves && !abandon && self.lost().is_none() && lock(&self.shared.status).running {
             self.inbox.send(ToDriver::Closing);
             let parties = self.config.nodes.len() as u32;
             let op = SyncOp::BarrierWait { parties };

@@ -295,6 +295,10 @@ impl Driver {
         let replies = self.home.node_left(node);
         self.answer(replies);
         self.setup.engine.detach(node);
+        if let Some(directory) = &mut self.directory {
+            let refusals = directory.node_left(node);
+            self.send_regions(refusals);
+        }
         self.someone_left = true;
         if self.closing {
             // Nobody meets any more; what this node waits for at its end is over.

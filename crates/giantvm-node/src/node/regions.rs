@@ -22,6 +22,8 @@ type Asker = (NodeId, u64);
 struct Entry {
     region: RegionId,
     bytes: u64,
+    /// Does not count against what the nodes give.
+    overcommit: bool,
     /// Nodes that have not opened it yet.
     missing: NodeSet,
     askers: Vec<Asker>,
@@ -43,11 +45,13 @@ pub(super) struct Directory {
     /// Askers for regions that nobody has given a size yet.
     awaited: BTreeMap<String, Vec<Asker>>,
     last: u32,
+    /// A node that has left.
+    gone: Option<String>,
 }
 
 impl Directory {
     pub(super) fn new(nodes: Vec<NodeSpec>) -> Self {
-        Self { nodes, regions: BTreeMap::new(), awaited: BTreeMap::new(), last: 0 }
+        Self { nodes, regions: BTreeMap::new(), awaited: BTreeMap::new(), last: 0, gone: None }
     }
 
     /// `from` asks for the region `name`; without `bytes` (0), for one that another node creates.
@@ -86,8 +90,15 @@ impl Directory {
         let mut askers = self.awaited.remove(name).unwrap_or_default();
         askers.push(asker);
         let all: NodeSet = (0..self.nodes.len()).filter_map(NodeId::new).collect();
-        let entry =
-            Entry { region, bytes, missing: all, askers, blocks: BTreeMap::new(), next_offset: 0 };
+        let entry = Entry {
+            region,
+            bytes,
+            overcommit,
+            missing: all,
+            askers,
+            blocks: BTreeMap::new(),
+            next_offset: 0,
+        };
         self.regions.insert(name.into(), entry);
         let order = RegionMessage::Create {
             ticket: u64::from(region.0),
@@ -103,10 +114,16 @@ impl Directory {
         if !bytes.is_multiple_of(PAGE_SIZE as u64) {
             return Err(format!("region \"{name}\": {bytes} bytes is no multiple of {PAGE_SIZE}"));
         }
+        if let Some(gone) = &self.gone {
+            return Err(format!(
+                "region \"{name}\" needs every node of the list, and {gone} has left the cluster"
+            ));
+        }
         if self.regions.len() >= REGIONS_MAX {
             return Err(format!("{REGIONS_MAX} regions are open; close one, or use one for more"));
         }
-        let used: u128 = self.regions.values().map(|entry| u128::from(entry.bytes)).sum();
+        let counted = self.regions.values().filter(|entry| !entry.overcommit);
+        let used: u128 = counted.map(|entry| u128::from(entry.bytes)).sum();
         let room: u128 = self.nodes.iter().map(|node| u128::from(node.memory_bytes)).sum();
         if !overcommit && used + u128::from(bytes) > room {
             let shares: Vec<String> = self
@@ -152,6 +169,15 @@ impl Directory {
         let mut out: Vec<Addressed> = all.map(|node| (node, close.clone())).collect();
         out.extend(entry.askers.into_iter().map(|asker| refused(asker, reason.clone())));
         out
+    }
+
+    /// `node` has left: no region can be opened any more, and those who wait for one learn it.
+    pub(super) fn node_left(&mut self, node: NodeId) -> Vec<Addressed> {
+        let name = self.nodes.get(node.index()).map_or("?", |node| node.name.as_str());
+        let reason = format!("node {name} has left the cluster");
+        self.gone = Some(name.to_owned());
+        let awaited = std::mem::take(&mut self.awaited).into_values().flatten();
+        awaited.map(|asker| refused(asker, reason.clone())).collect()
     }
 
     /// Where the named block is; the first to ask places it.
@@ -270,6 +296,23 @@ mod tests {
         assert_eq!(reason, "node b can't open it: no memory");
         // The name is free again.
         assert_eq!(directory.create(node(0), 2, "r", 4096, false).len(), 2);
+    }
+
+    #[test]
+    fn overcommitted_regions_leave_room_for_others() {
+        let mut directory = directory();
+        directory.create(node(0), 1, "huge", 1 << 40, true);
+        assert_eq!(directory.create(node(0), 2, "r", 1 << 20, false).len(), 2);
+    }
+
+    #[test]
+    fn who_waits_for_a_region_learns_that_a_node_has_left() {
+        let mut directory = directory();
+        assert_eq!(directory.create(node(0), 1, "r", 0, false), []);
+        let refusals = directory.node_left(node(1));
+        assert_eq!(refusals, [refused((node(0), 1), "node b has left the cluster".into())]);
+        let late = directory.create(node(0), 2, "r", 4096, false);
+        assert!(matches!(&late[..], [(_, RegionMessage::Refused { ticket: 2, .. })]));
     }
 
     #[test]
