@@ -36,7 +36,7 @@ test-long: $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz ## all tests, 
 	@$(BIN)/python tests/run.py --long
 
 bench: $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and peers; one only: make bench BENCH=name
-	@cargo run --release --locked --quiet -p giantvm-bench -- $(if $(BENCH),--bench $(BENCH))
+	@PYTHONPATH=benches/python $(BIN)/python -m pybench $(if $(BENCH),--bench $(BENCH))
 
 lint: $(VENV)/stamp-develop ## format, lints and types
 	@$(BIN)/python tests/run.py --only lint

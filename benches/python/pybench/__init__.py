@@ -1,0 +1,1 @@
+"""Benchmarks of giantvm from Python, beside floors and peers: `python -m pybench`."""
