@@ -30,12 +30,14 @@ def page_reread(batches: Batches) -> Iterator[Row]:
     """Reading 4 KiB after a rewrite elsewhere; floor: 64 bytes there and 4 KiB back."""
     yield from _with_stores("page_reread", READER, batches)
     yield from peers.mpi("page_reread", "get", "MPI Get and flush", batches)
+    yield from peers.ray("page_reread", "get", batches)
 
 
 def page_rewrite(batches: Batches) -> Iterator[Row]:
     """Rewriting 4 KiB that another has read; floor: 64 bytes there and back."""
     yield from _with_stores("page_rewrite", WRITER, batches)
     yield from peers.mpi("page_rewrite", "put", "MPI Put and flush", batches)
+    yield from peers.ray("page_rewrite", "put", batches)
 
 
 def page_turns(batches: Batches) -> Iterator[Row]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -22,8 +22,12 @@ from pybench.report import Row, row_of
 from pybench.sampling import Batches
 from pybench.sites import free_ports
 
+# Ray listens on all addresses whatever it is told, so it gets a network of its own.
+_OWN_NETWORK: Final = ["unshare", "--map-root-user", "--net", "--", "sh", "-c"]
+_OWN_NETWORK_THEN: Final = 'ip link set lo up && exec "$@"'
+
 START_S: Final = 20.0
-MPI_S: Final = 300.0
+RUN_S: Final = 300.0
 
 _MPI_TRANSPORTS: Final = {
     "tcp": {"pml": "ob1", "btl": "self,tcp", "btl_tcp_if_include": "lo", "osc": "pt2pt"},
@@ -99,20 +103,41 @@ def mpi(name: str, what: str, variant: str, batches: Batches) -> Iterator[Row]:
         command = ["mpiexec", "-n", "2", "--bind-to", "core", "--oversubscribe", *options]
         command += [sys.executable, str(program), what, str(count)]
         allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        try:
-            done = subprocess.run(
-                command,
-                check=False,
-                env=os.environ | allowed,
-                capture_output=True,
-                text=True,
-                timeout=MPI_S,
-            )
-        except subprocess.TimeoutExpired:
-            skip(name, f"{variant} {transport}", "it hangs")
-            continue
-        if done.returncode != 0:
-            skip(name, f"{variant} {transport}", f"mpiexec failed:\n{done.stderr}")
-            continue
-        yield row_of(name, f"{variant} {transport}", json.loads(done.stdout.splitlines()[-1]))
+        yield from _measured(name, f"{variant} {transport}", command, allowed)
+    return None
+
+
+def ray(name: str, what: str, batches: Batches) -> Iterator[Row]:
+    """A measurement of `ray_peer.py`, in a network and a home of its own."""
+    if not importlib.util.find_spec("ray"):
+        return skip(name, "Ray", "the package ray not installed")
+    if not shutil.which("unshare") or not shutil.which("ip"):
+        return skip(name, "Ray", "it needs a network of its own, and there is no unshare or ip")
+    with tempfile.TemporaryDirectory(prefix="gvm-ray-") as home:
+        program = Path(__file__).with_name("ray_peer.py")
+        count = batches.rounds * batches.per_round // 4
+        command = [*_OWN_NETWORK, _OWN_NETWORK_THEN, "sh", sys.executable, str(program)]
+        own = {"HOME": home, "RAY_USAGE_STATS_ENABLED": "0"}
+        yield from _measured(name, f"Ray {what}", [*command, what, str(count), home], own)
+    return None
+
+
+def _measured(
+    name: str, variant: str, command: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[Row]:
+    """The row of a program that prints its samples as a JSON list in its last line."""
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=RUN_S,
+        )
+    except subprocess.TimeoutExpired:
+        return skip(name, variant, f"it does not end within {RUN_S:.0f} s")
+    if done.returncode != 0:
+        return skip(name, variant, f"{command[0]} failed:\n{done.stderr}")
+    yield row_of(name, variant, json.loads(done.stdout.splitlines()[-1]))
     return None
