@@ -101,7 +101,8 @@ def misses(rows: Iterable[Row]) -> list[str]:
             what = "value" if row.floor is None else "ratio"
             judged = row.value if row.floor is None else row.ratio
             sign = ">=" if row.unit in _MORE_IS_BETTER else "<="
-            goal = f"{what} {_short(judged)}, goal {sign} {_short(row.goal)}"
+            # Enough digits to tell a near miss from a goal that is met.
+            goal = f"{what} {judged:.4g}, goal {sign} {_short(row.goal)}"
             said.append(f"missed: {row.name} {row.variant}: {goal}")
     return said
 
