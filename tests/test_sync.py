@@ -30,7 +30,7 @@ def increment(site: Site, threads: int, rounds: int) -> None:
         thread.start()
     for thread in running:
         thread.join()
-    site.node.barrier("sum").wait()
+    site.node.barrier("summed").wait()
 
 
 def total(site: Site) -> int:
