@@ -404,8 +404,9 @@ impl Worker {
     }
 
     fn link_failed(&mut self, peer: NodeId, reason: String) {
-        self.detach(peer);
+        // Told before the peer can know: what it does then must not pass for the cause.
         (self.events)(EngineEvent::LinkFailed { peer, reason });
+        self.detach(peer);
     }
 
     /// Takes the faults of a region; says whether there were any.

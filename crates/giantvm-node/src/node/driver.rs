@@ -280,10 +280,9 @@ impl Driver {
                 let _ = self.setup.started.try_send(Ok(()));
             }
             Action::PeerLost { node, reason } => {
-                let lost = Lost { node: self.name(node), reason };
+                self.end_with(Lost { node: self.name(node), reason });
                 let replies = self.home.node_lost(node);
                 self.answer(replies);
-                self.end_with(lost);
             }
             Action::PeerLeft { node } => self.peer_left(node),
             Action::NewEpoch { epoch, members } => log::info!("epoch {epoch}: {members:?}"),
@@ -642,6 +641,11 @@ impl Driver {
     }
 
     fn deliver(&mut self, reply: SyncReply) {
+        if matches!(reply.result, Err(SyncError::PeerLost { .. })) {
+            // Why, and which, comes from the deciding node, or this node ends for want of it: both
+            // end the wait with the reason.
+            return;
+        }
         if let Some(waiter) = self.sync_replies.remove(&reply.ticket) {
             let _ = waiter.try_send(reply.result);
         }
