@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::socket::retry;
+use super::socket::{peer_process, retry};
 use super::{Address, Connection, Incoming, dial};
 
 /// Connections that may wait to be accepted: every channel of 63 peers at once, and more.
@@ -112,9 +112,10 @@ impl Listener {
     pub fn accept(&self, deadline: Instant) -> io::Result<Option<Incoming>> {
         match retry(|| self.socket.accept()) {
             Ok((socket, from)) => {
-                let peer = match from.as_socket() {
-                    Some(from) => format!("tcp:{from}"),
-                    None => format!("a caller of {}", self.address),
+                let peer = match (from.as_socket(), peer_process(&socket)) {
+                    (Some(from), _) => format!("tcp:{from}"),
+                    (None, Some(process)) => format!("process {process} at {}", self.address),
+                    (None, None) => format!("a caller of {}", self.address),
                 };
                 // A caller that is already gone fails here; that is its own affair.
                 Ok(Connection::new(socket).ok().map(|it| Incoming::new(it, peer, deadline)))

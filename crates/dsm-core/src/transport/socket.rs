@@ -1,7 +1,7 @@
 //! The system calls that a stream needs.
 
 use std::io::{self, IoSlice, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// A non-blocking byte stream to a peer.
 pub trait Socket: AsFd + Send {
@@ -60,6 +60,25 @@ impl Socket for Connection {
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         retry(|| (&self.0).read(buffer))
     }
+}
+
+/// The process at the other end of a Unix socket, if this machine's kernel can name it.
+pub(super) fn peer_process(socket: &socket2::Socket) -> Option<libc::pid_t> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the descriptor is borrowed for the call; the pointers are to locals, and `len` is the
+    // size of what the first one points to.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    // 0 is a process of another namespace.
+    (result == 0 && peer.pid > 0).then_some(peer.pid)
 }
 
 /// Repeats a call that a signal interrupted.
