@@ -29,6 +29,7 @@ _UNITS: Final = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE_MAX: Final = 2**47
 _UNIX_PATH_MAX: Final = 107
 _MEMORY_MIN: Final = 2**21
+_HEARTBEATS_PER_TIMEOUT_MIN: Final = 6
 
 
 def parse_size(text: str) -> int:
@@ -128,7 +129,7 @@ class Config:
     heartbeat_ms: int = 100
     """Time between two signs of life, in milliseconds."""
     timeout_ms: int = 2000
-    """A node that is silent for so long is lost."""
+    """A node that is silent for so long is lost; at least six heartbeats."""
     workers: int = 1
     """Threads of each node that serve page faults and peers."""
     wait: WaitMode = "adaptive"
@@ -144,12 +145,14 @@ class Config:
 
     def _check(self) -> None:
         _check_name(self.name, "cluster")
-        _check_range("heartbeat_ms", self.heartbeat_ms, 1, 60_000)
+        _check_range("heartbeat_ms", self.heartbeat_ms, 5, 60_000)
         _check_range("timeout_ms", self.timeout_ms, 1, 600_000)
-        if self.timeout_ms < 2 * self.heartbeat_ms:
+        least_ms = _HEARTBEATS_PER_TIMEOUT_MIN * self.heartbeat_ms
+        if self.timeout_ms < least_ms:
             raise ConfigError(
-                f"timeout_ms is {self.timeout_ms}, less than two heartbeats of "
-                f"{self.heartbeat_ms} ms: one late heartbeat would end the cluster"
+                f"timeout_ms is {self.timeout_ms}, less than {_HEARTBEATS_PER_TIMEOUT_MIN} "
+                f"heartbeats of {self.heartbeat_ms} ms: one late heartbeat would end the cluster; "
+                f"give {least_ms} or more"
             )
         _check_range("workers", self.workers, 1, 64)
         if not _is_wait_mode(self.wait):
