@@ -5,6 +5,7 @@
 
 mod errors;
 mod fork;
+mod log_lines;
 mod node;
 mod region;
 
@@ -34,6 +35,7 @@ fn query_status(
 /// The native half of the package `giantvm`; private.
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    log_lines::install();
     module.add("__all__", ["NativeNode", "NativeRegion", "query_status", "version"])?;
     module.add_class::<node::NativeNode>()?;
     module.add_class::<region::NativeRegion>()?;

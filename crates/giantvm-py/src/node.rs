@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 
 use crate::errors::{ClosedError, ConfigError, to_python};
 use crate::fork::Owned;
+use crate::log_lines;
 
 /// A region that Python has a handle on, until it is closed.
 pub(crate) type Slot = Mutex<Option<Region>>;
@@ -125,6 +126,7 @@ impl NativeNode {
         if names.get(index).is_none_or(|found| found != name) {
             return Err(ConfigError::new_err(format!("node {name:?} is not number {index}")));
         }
+        log_lines::name_node(name);
         let on_lost = on_lost.map(|on_lost| callback(on_lost, names.clone()));
         let nodes = names.into_iter().zip(addresses).zip(memory_bytes);
         let config = NodeConfig {
