@@ -4,6 +4,7 @@
 //! fault path ever takes that lock.
 
 mod errors;
+mod exit;
 mod fork;
 mod log_lines;
 mod node;
@@ -36,6 +37,7 @@ fn query_status(
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     log_lines::install();
+    exit::install(module)?;
     module.add("__all__", ["NativeNode", "NativeRegion", "query_status", "version"])?;
     module.add_class::<node::NativeNode>()?;
     module.add_class::<region::NativeRegion>()?;

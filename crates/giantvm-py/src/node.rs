@@ -13,6 +13,7 @@ use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::errors::{ClosedError, ConfigError, to_python};
+use crate::exit;
 use crate::fork::Owned;
 use crate::log_lines;
 
@@ -54,6 +55,7 @@ pub(crate) fn wait<T: Send>(
     let raised = Mutex::new(None);
     let result = py.detach(|| {
         let interrupted = || {
+            exit::stay_if_ending();
             Python::attach(|py| match py.check_signals() {
                 Ok(()) => false,
                 Err(error) => {
@@ -62,7 +64,9 @@ pub(crate) fn wait<T: Send>(
                 }
             })
         };
-        call(&Patience::new(timeout_ms.map(Duration::from_millis), &interrupted))
+        let result = call(&Patience::new(timeout_ms.map(Duration::from_millis), &interrupted));
+        exit::stay_if_ending();
+        result
     });
     match lock(&raised).take() {
         Some(error) => Err(error),
@@ -88,14 +92,13 @@ fn wait_mode(name: &str) -> PyResult<WaitMode> {
 }
 
 fn callback(on_lost: Py<PyAny>, names: Vec<String>) -> Arc<LostCallback> {
-    Arc::new(move |lost: &Lost| {
-        Python::attach(|py| {
-            let index = names.iter().position(|name| *name == lost.node).unwrap_or(0);
-            if let Err(error) = on_lost.call1(py, (&lost.node, index, &lost.reason)) {
-                error.write_unraisable(py, Some(on_lost.bind(py)));
-            }
-        });
-    })
+    let call = move |py: Python<'_>, lost: &Lost| {
+        let index = names.iter().position(|name| *name == lost.node).unwrap_or(0);
+        if let Err(error) = on_lost.call1(py, (&lost.node, index, &lost.reason)) {
+            error.write_unraisable(py, Some(on_lost.bind(py)));
+        }
+    };
+    Arc::new(move |lost: &Lost| exit::call_python(|| Python::attach(|py| call(py, lost))))
 }
 
 #[pymethods]
