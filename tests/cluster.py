@@ -26,12 +26,15 @@ import pytest
 
 import giantvm
 from giantvm import Config, Lost, Node, NodeSpec
+from network import Network, enter
 
 NAMES: Final = ("a", "b", "c")
 ANSWER_S: Final = 60.0
 """Far more than any answer takes: a node that needs it hangs."""
 
 EXIT_LOST: Final = 86
+PORT: Final = 7001
+"""Where each node of a `Network` listens."""
 
 _SPAWN: Final = multiprocessing.get_context("spawn")
 _KERNEL_MIN: Final = (6, 6)
@@ -78,12 +81,16 @@ class Answer:
 class NodeProcess:
     """The process of one node."""
 
-    def __init__(self, config: Config, name: str, directory: Path) -> None:
+    def __init__(
+        self, config: Config, name: str, directory: Path, namespace: str | None = None
+    ) -> None:
         self.name = name
         self._log = directory / f"{name}.log"
         self.link: multiprocessing.connection.Connection
         self.link, child = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(config, name, directory, child))
+        self._process = _SPAWN.Process(
+            target=_serve, args=(config, name, directory, namespace, child)
+        )
         self._process.start()
         self._calls = 0
         child.close()
@@ -141,7 +148,7 @@ class NodeProcess:
 
 
 class Cluster:
-    """Nodes that are started together, for a `with` block.
+    """Nodes that are started together, for a `with` block: on Unix sockets, or on a network.
 
     At its end each node that is still there leaves, and must end with status 0.
     """
@@ -153,24 +160,37 @@ class Cluster:
         memory_bytes: int = 64 << 20,
         heartbeat_ms: int = 100,
         timeout_ms: int = 2000,
+        network: Network | None = None,
     ) -> None:
         skip_without_kernel()
+        self.network = network
         self.directory = Path(tempfile.mkdtemp(prefix="giantvm-"))
         self.config = Config(
             "test",
             tuple(
-                NodeSpec(name, f"unix:{self.directory}/{name}.sock", memory_bytes) for name in nodes
+                NodeSpec(name, self._address(index, name), memory_bytes)
+                for index, name in enumerate(nodes)
             ),
             heartbeat_ms=heartbeat_ms,
             timeout_ms=timeout_ms,
         )
-        self.nodes = [NodeProcess(self.config, name, self.directory) for name in nodes]
+        self.nodes = [
+            NodeProcess(
+                self.config, name, self.directory, None if network is None else network.namespace(i)
+            )
+            for i, name in enumerate(nodes)
+        ]
         try:
             for node in self.nodes:
                 Answer(node, 0).result()
         except BaseException:
             self._end()
             raise
+
+    def _address(self, index: int, name: str) -> str:
+        if self.network is None:
+            return f"unix:{self.directory}/{name}.sock"
+        return f"{self.network.address(index)}:{PORT}"
 
     def call(self, index: int, function: Callable[..., Any], *args: object) -> Any:
         """Runs `function(site, *args)` on one node."""
@@ -238,7 +258,11 @@ def one_node(directory: Path) -> Node:
 
 
 def _serve(
-    config: Config, name: str, directory: Path, link: multiprocessing.connection.Connection
+    config: Config,
+    name: str,
+    directory: Path,
+    namespace: str | None,
+    link: multiprocessing.connection.Connection,
 ) -> None:
     log = os.open(directory / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 2)
@@ -250,7 +274,9 @@ def _serve(
         told.set()
 
     try:
-        node = giantvm.Node(config, name, on_lost=on_lost)
+        if namespace is not None:
+            enter(namespace)
+        node = giantvm.Node(config, name, insecure=namespace is not None, on_lost=on_lost)
     except Exception as error:
         link.send((0, False, error, traceback.format_exc()))
         return
