@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
 
-from giantvm import Lost, Node
+from giantvm import Node
 from giantvm.cli import seconds
 from giantvm.config import Config
 from giantvm.errors import ConfigError, Error, NodeLost
@@ -78,17 +78,14 @@ def _run(
 ) -> int:
     lost = threading.Event()
 
-    def on_lost(node: Lost) -> None:
-        _log.error("node %s is lost: %s", node.node, node.reason)
-        lost.set()
-
     _log.info("node %s waits for the nodes of cluster %s", options.node, config.name)
     with Node(
         config,
         options.node,
         insecure=options.insecure,
         timeout_s=options.timeout,
-        on_lost=on_lost,
+        # The native node says on stderr who is lost, and why.
+        on_lost=lambda _: lost.set(),
     ) as node:
         _log.info("node %s joined %s in epoch %d", node.name, config.name, node.epoch)
         if program is not None:
