@@ -180,7 +180,8 @@ impl Driver {
         links.watch(setup.inbox.wake.as_fd(), Source::Commands, false)?;
         links.watch(setup.listener.fd(), Source::Listener, false)?;
         let deciding = setup.me.index() == 0;
-        let directory = deciding.then(|| Directory::new(setup.config.nodes.clone()));
+        let directory =
+            deciding.then(|| Directory::new(setup.config.nodes.clone(), setup.config.workers));
         Ok(Self {
             setup,
             links,

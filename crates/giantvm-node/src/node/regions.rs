@@ -7,9 +7,11 @@ use dsm_core::types::{NodeId, NodeSet, PAGE_SIZE, RegionId};
 use super::config::NodeSpec;
 use crate::control::RegionMessage;
 
-/// Most regions of a cluster: each is a handful of mappings on every node, of which a process may
-/// have 65,530.
+/// Most regions of a cluster.
 const REGIONS_MAX: usize = 256;
+/// Most mappings that regions take at one node: a view of one stripe a worker, and an alias. A
+/// process may have 65,530 of all kinds.
+const MAPPINGS_MAX: usize = 4096;
 /// Most named blocks of a region.
 const BLOCKS_MAX: usize = 65_536;
 
@@ -41,6 +43,7 @@ struct Block {
 /// All regions of the cluster.
 pub(super) struct Directory {
     nodes: Vec<NodeSpec>,
+    regions_max: usize,
     regions: BTreeMap<String, Entry>,
     /// Askers for regions that nobody has given a size yet.
     awaited: BTreeMap<String, Vec<Asker>>,
@@ -50,8 +53,16 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    pub(super) fn new(nodes: Vec<NodeSpec>) -> Self {
-        Self { nodes, regions: BTreeMap::new(), awaited: BTreeMap::new(), last: 0, gone: None }
+    pub(super) fn new(nodes: Vec<NodeSpec>, workers: usize) -> Self {
+        let regions_max = REGIONS_MAX.min(MAPPINGS_MAX / (workers + 1));
+        Self {
+            nodes,
+            regions_max,
+            regions: BTreeMap::new(),
+            awaited: BTreeMap::new(),
+            last: 0,
+            gone: None,
+        }
     }
 
     /// `from` asks for the region `name`; without `bytes` (0), for one that another node creates.
@@ -119,8 +130,11 @@ impl Directory {
                 "region \"{name}\" needs every node of the list, and {gone} has left the cluster"
             ));
         }
-        if self.regions.len() >= REGIONS_MAX {
-            return Err(format!("{REGIONS_MAX} regions are open; close one, or use one for more"));
+        if self.regions.len() >= self.regions_max {
+            let most = self.regions_max;
+            return Err(format!(
+                "{most} regions are open, and more are not allowed; use one for more"
+            ));
         }
         let counted = self.regions.values().filter(|entry| !entry.overcommit);
         let used: u128 = counted.map(|entry| u128::from(entry.bytes)).sum();
@@ -257,7 +271,7 @@ mod tests {
             address: String::new(),
             memory_bytes: 1 << 20,
         };
-        Directory::new(vec![spec("a"), spec("b")])
+        Directory::new(vec![spec("a"), spec("b")], 1)
     }
 
     #[test]
@@ -303,6 +317,17 @@ mod tests {
         let mut directory = directory();
         directory.create(node(0), 1, "huge", 1 << 40, true);
         assert_eq!(directory.create(node(0), 2, "r", 1 << 20, false).len(), 2);
+    }
+
+    #[test]
+    fn many_workers_leave_fewer_mappings_for_regions() {
+        let Directory { nodes, .. } = directory();
+        let mut directory = Directory::new(nodes, 64);
+        let refused = (0..64).position(|number| {
+            let out = directory.create(node(0), number, &format!("r{number}"), 4096, false);
+            matches!(out[..], [(_, RegionMessage::Refused { .. })])
+        });
+        assert_eq!(refused, Some(MAPPINGS_MAX / 65));
     }
 
     #[test]
