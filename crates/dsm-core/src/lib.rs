@@ -8,6 +8,7 @@
 pub mod engine;
 pub mod pages;
 pub mod protocol;
+pub mod report;
 pub mod transport;
 pub mod types;
 pub mod uffd;

@@ -12,6 +12,7 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::pages::MemoryError;
 use crate::protocol::Message;
+use crate::report::chain;
 use crate::transport::{Class, Flush, Received, Reject, Transport};
 use crate::types::{NodeId, RegionId};
 use crate::uffd::FaultBuffer;
@@ -524,15 +525,4 @@ fn set_timer_slack() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
-}
-
-/// An error with all its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut reason = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        reason = format!("{reason}: {error}");
-        source = error.source();
-    }
-    reason
 }

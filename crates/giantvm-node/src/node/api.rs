@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use dsm_core::engine::{Engine, HoldError, RegionStats};
 use dsm_core::pages::RegionMemory;
+use dsm_core::report::chain;
 use dsm_core::transport::Listener;
 use dsm_core::types::{Access, NodeId, PAGE_SIZE, Page, RegionId, ThreadId};
 
 use super::config::{Checked, NodeConfig};
 use super::driver::{
-    Driver, Inbox, OpenRegion, RegionReply, Setup, Shared, ToDriver, chain, lock, now_ms,
+    Driver, Inbox, OpenRegion, RegionReply, Setup, Shared, ToDriver, lock, now_ms,
 };
 use super::lost::{Lost, LostCallback};
 use super::regions::NO_ROOM;

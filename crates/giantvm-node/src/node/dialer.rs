@@ -49,7 +49,7 @@ pub(super) fn start(
                         break;
                     }
                     Err(error) => {
-                        let reason = super::driver::chain(&error);
+                        let reason = dsm_core::report::chain(&error);
                         inbox.send(ToDriver::DialFailed { peer, reason });
                         std::thread::sleep(PAUSE);
                     }

@@ -147,7 +147,7 @@ impl Links {
                         let _ = epoll::modify(&self.epoll, stream.fd().as_fd(), data, interest);
                     }
                 }
-                Err(error) => self.failed.push((peer, super::driver::chain(&error))),
+                Err(error) => self.failed.push((peer, dsm_core::report::chain(&error))),
             }
         }
     }

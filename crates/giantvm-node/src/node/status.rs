@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use dsm_core::engine::{Engine, FaultKind, RegionStats};
 use dsm_core::pages::RegionMemory;
+use dsm_core::report::chain;
 use dsm_core::transport::{
     Address, Class, Flush, Options, Received, Reject, Stream, Transport, dial,
 };
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::api::NodeError;
 use super::config::NodeConfig;
-use super::driver::{Shared, chain, lock};
+use super::driver::{Shared, lock};
 use super::links::STATUS_KIND;
 
 /// Longest status, in bytes.
