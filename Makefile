@@ -37,6 +37,7 @@ test-long: $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz ## all tests, 
 
 bench: $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and peers; one only: make bench BENCH=name
 	@PYTHONPATH=benches/python $(BIN)/python -m pybench $(if $(BENCH),--bench $(BENCH))
+	@$(if $(BENCH),,$(BIN)/python -m pytest -q benches/python --benchmark-only --benchmark-columns=median,mean,iqr)
 
 lint: $(VENV)/stamp-develop ## format, lints and types
 	@$(BIN)/python tests/run.py --only lint
