@@ -114,21 +114,18 @@ impl Watch {
     /// Whether a thread that faults again had been quiet, and whether its episode is over, be it
     /// because it was called quiet early.
     fn was_quiet(&self, thread: ThreadId, before: Watched, now: Instant) -> (bool, bool) {
-        match self.ages.look(thread, before.stamp) {
-            Seen::Ended => return (false, true),
-            // The worker of its last fault knows better.
-            Seen::Elsewhere => return (false, false),
-            Seen::Here => {}
-        }
-        // In less time than that no thread becomes quiet, whatever its clock says.
-        if now.duration_since(before.since) < Duration::from_nanos(QUIET_NS) {
-            return (false, false);
+        let seen = self.ages.look(thread, before.stamp);
+        // The worker of its last fault knows better. And in less time than that no thread becomes
+        // quiet, whatever its clock says.
+        let early = now.duration_since(before.since) < Duration::from_nanos(QUIET_NS);
+        if seen == Seen::Elsewhere || early {
+            return (false, seen == Seen::Ended);
         }
         let quiet = progress(before, thread_cpu_ns(thread), now, self.ran_ns) == Progress::Quiet;
         if quiet {
             self.ages.end(thread, before.stamp.since);
         }
-        (quiet, quiet)
+        (quiet, quiet || seen == Seen::Ended)
     }
 
     /// Reads the clocks of the threads that have faulted: when what they wait for has been asked for,
@@ -280,6 +277,26 @@ mod tests {
         watch.fault(gettid(), Page(8), 0, now);
         watch.read_clocks();
         assert_eq!(watch.progress(gettid(), false, now), Progress::Ran);
+    }
+
+    #[test]
+    fn who_computes_between_faults_may_be_called_quiet_early_for_ever() {
+        let mut watch = Watch { ran_ns: 1, ..Watch::new(Arc::new(Ages::new())) };
+        let mut now = Instant::now();
+        for _ in 0..3 * u32::from(HASTY_MAX) {
+            watch.fault(gettid(), PAGE, 0, now);
+            watch.read_clocks();
+            let start = thread_cpu_ns(gettid()).unwrap();
+            while thread_cpu_ns(gettid()).unwrap() - start < 2 * QUIET_NS {
+                std::hint::spin_loop();
+            }
+            let watched = watch.threads.get_mut(&gettid()).unwrap();
+            assert!(watched.hasty < HASTY_MAX);
+            // As if it had been looked at when it had just run.
+            watched.hasty += 1;
+            watch.ages.end(gettid(), watched.stamp.since);
+            now += Duration::from_nanos(2 * QUIET_NS);
+        }
     }
 
     #[test]
