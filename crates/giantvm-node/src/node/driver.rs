@@ -329,6 +329,8 @@ impl Driver {
             }
             *known = Some(lost.clone());
         }
+        // The end of the regions may be the end of this process: first, the others learn why.
+        self.links.flush();
         log::error!("lost node {}: {}", lost.node, lost.reason);
         self.fail_all(&NodeError::Lost(lost.clone()));
         end_regions(
@@ -474,7 +476,8 @@ impl Driver {
         self.step(Event::Connected { node: peer, incarnation });
     }
 
-    /// The connections to `peer` are of no use any more.
+    /// The connections to `peer` are of no use any more. What it said last was read before: it may
+    /// be why.
     fn disconnected(&mut self, peer: NodeId, why: String) {
         if let Some(incarnation) = self.forget(peer) {
             self.step(Event::Disconnected { node: peer, incarnation, why });
@@ -489,6 +492,7 @@ impl Driver {
 
     fn drop_failed(&mut self) {
         for (peer, reason) in self.links.take_failed() {
+            self.read(peer);
             self.disconnected(peer, reason);
         }
     }
@@ -567,6 +571,7 @@ impl Driver {
                 status.dial_errors.insert(peer, reason);
             }
             ToDriver::Engine(EngineEvent::LinkFailed { peer, reason }) => {
+                self.read(peer);
                 self.disconnected(peer, reason);
             }
             ToDriver::Engine(EngineEvent::MemoryFailed { region, reason }) => {
