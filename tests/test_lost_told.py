@@ -30,17 +30,13 @@ SILENT = r"(the deciding node `a` didn't hear it|.* not heard) for 1000 ms"
 
 
 def kill(node: NodeProcess) -> None:
+    """Waits for its end, too: it must not be asked to leave at the end of the test."""
     node.signal(signal.SIGKILL)
+    node.wait()
 
 
 def stop(node: NodeProcess) -> None:
     node.signal(signal.SIGSTOP)
-
-
-def kill_and_wait(node: NodeProcess) -> None:
-    """It must not be asked to leave at the end of the test."""
-    kill(node)
-    node.wait()
 
 
 def take_all(site: Site) -> None:
@@ -92,7 +88,7 @@ def test_who_waits_learns_of_the_loss(kind: str) -> None:
             said = [line for line in node.log().splitlines() if "lost node" in line]
             assert len(said) == 1, node.log()
             assert re.fullmatch(rf"giantvm\[{node.name}\]: lost node c: {SILENT}", said[0])
-        kill_and_wait(cluster.nodes[2])
+        kill(cluster.nodes[2])
 
 
 def own_pages(site: Site) -> None:
@@ -184,7 +180,7 @@ def test_the_callback_comes_before_the_access_ends() -> None:
         cluster.nodes[0].begin(read_all)
         assert cluster.nodes[0].wait() == EXIT_LOST
         assert (cluster.directory / "a.lost").read_text() == "c"
-        kill_and_wait(cluster.nodes[2])
+        kill(cluster.nodes[2])
 
 
 def use_own_pages(site: Site) -> tuple[int, str]:
