@@ -10,7 +10,7 @@ use std::time::Duration;
 use dsm_core::engine::WaitMode;
 use dsm_core::types::Access;
 use giantvm_node::node::{Node, NodeConfig, NodeError, NodeSpec, Patience, Region, query_status};
-use giantvm_node::sync::{Outcome, SyncOp};
+use giantvm_node::sync::{Outcome, SyncName, SyncOp, home_of};
 
 /// A folder of its own, removed with its contents at the end.
 struct Folder(PathBuf);
@@ -222,5 +222,29 @@ fn regions_that_do_not_fit_are_refused_with_figures() {
             assert!(error.contains("n0 gives 16777216, n1 gives 16777216"), "{error}");
         }
         node.close(false, &Patience::FOREVER).unwrap();
+    });
+}
+
+#[test]
+fn a_lock_whose_home_has_left_is_an_error_and_no_wait() {
+    let away = (0..)
+        .map(|number| format!("lock {number}"))
+        .find(|name| {
+            home_of(&SyncName::new(name).unwrap(), 2).is_some_and(|home| home.index() == 1)
+        })
+        .unwrap();
+    on_all(2, |node| {
+        if node.index() == 1 {
+            node.sync("b", SyncOp::BarrierWait { parties: 2 }, &Patience::FOREVER).unwrap();
+            node.close(true, &Patience::FOREVER).unwrap();
+            return;
+        }
+        // Held by this node, so that it waits when the home leaves.
+        node.sync(&away, SyncOp::MutexLock, &Patience::FOREVER).unwrap();
+        node.sync("b", SyncOp::BarrierWait { parties: 2 }, &Patience::FOREVER).unwrap();
+        for _ in 0..2 {
+            let result = node.sync(&away, SyncOp::MutexLock, &Patience::FOREVER);
+            assert!(matches!(result, Err(NodeError::Sync { .. })), "{result:?}");
+        }
     });
 }

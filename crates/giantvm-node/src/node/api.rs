@@ -430,9 +430,10 @@ impl Node {
         }
     }
 
-    /// Leaves the cluster. With regions, this node owns pages that others may need: it serves them
-    /// until all nodes close, unless `abandon`, or until `patience` ends, which for others is the
-    /// loss of this node. Once a node is lost, nothing is waited for.
+    /// Leaves the cluster. Since this node owns pages, and is the home of locks and counters, that
+    /// others may need, it serves them until all nodes close, unless `abandon`, or until `patience`
+    /// ends; to others that use regions, this is then the loss of this node. Once a node is lost,
+    /// nothing is waited for.
     ///
     /// # Errors
     ///
@@ -440,8 +441,7 @@ impl Node {
     pub fn close(&self, abandon: bool, patience: &Patience<'_>) -> Result<(), NodeError> {
         let Some(driver) = lock(&self.driver).take() else { return Ok(()) };
         let mut result = Ok(());
-        let serves = !lock(&self.shared.regions).is_empty();
-        if serves && !abandon && self.lost().is_none() && lock(&self.shared.status).running {
+        if !abandon && self.lost().is_none() && lock(&self.shared.status).running {
             self.inbox.send(ToDriver::Closing);
             let parties = self.config.nodes.len() as u32;
             let op = SyncOp::BarrierWait { parties };

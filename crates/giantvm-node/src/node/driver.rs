@@ -148,7 +148,8 @@ pub(super) struct Driver {
     /// Page connections of peers that are not complete yet.
     worker_streams: BTreeMap<(NodeId, u8), Stream>,
     home: SyncHome,
-    sync_replies: HashMap<u64, Reply<Result<Outcome, SyncError>>>,
+    /// Who waits for an answer of which home, by ticket.
+    sync_replies: HashMap<u64, (NodeId, Reply<Result<Outcome, SyncError>>)>,
     region_replies: HashMap<u64, Reply<RegionReply>>,
     directory: Option<Directory>,
     started: bool,
@@ -289,6 +290,10 @@ impl Driver {
             self.send_regions(refusals);
         }
         self.someone_left = true;
+        // Its locks and counters are gone with it.
+        for (_, (_, reply)) in self.sync_replies.extract_if(|_, (home, _)| *home == node) {
+            let _ = reply.try_send(Err(SyncError::PeerLost { node }));
+        }
         if self.closing {
             // Nobody meets any more; what this node waits for at its end is over.
             self.sync_replies.clear();

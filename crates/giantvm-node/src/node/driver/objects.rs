@@ -24,8 +24,12 @@ impl Driver {
             // Dropping `reply` tells the waiter to look why.
             return;
         }
-        self.sync_replies.insert(request.ticket, reply);
         let Some(home) = home_of(&request.name, self.setup.config.nodes.len()) else { return };
+        if !self.setup.membership.members().contains(home) {
+            let _ = reply.try_send(Err(SyncError::PeerLost { node: home }));
+            return;
+        }
+        self.sync_replies.insert(request.ticket, (home, reply));
         if home == self.setup.me {
             let replies = self.home.request(home, &request);
             self.answer(replies);
@@ -50,7 +54,7 @@ impl Driver {
             // end the wait with the reason.
             return;
         }
-        if let Some(waiter) = self.sync_replies.remove(&reply.ticket) {
+        if let Some((_, waiter)) = self.sync_replies.remove(&reply.ticket) {
             let _ = waiter.try_send(reply.result);
         }
     }
