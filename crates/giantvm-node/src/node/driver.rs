@@ -216,7 +216,6 @@ impl Driver {
                     Source::Listener => self.accept(),
                     Source::Incoming(number) => self.shake_hands(number),
                     Source::Link(peer) => self.read(peer),
-                    Source::Status(_) => {}
                 }
             }
             self.expire_incoming();

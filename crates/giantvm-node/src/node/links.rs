@@ -17,7 +17,6 @@ pub(super) enum Source {
     Listener,
     Link(NodeId),
     Incoming(u32),
-    Status(u32),
 }
 
 impl Source {
@@ -27,7 +26,6 @@ impl Source {
             Self::Listener => 1 << 32,
             Self::Link(peer) => 2 << 32 | peer.index() as u64,
             Self::Incoming(number) => 3 << 32 | u64::from(number),
-            Self::Status(number) => 4 << 32 | u64::from(number),
         })
     }
 
@@ -37,7 +35,6 @@ impl Source {
             (1, _) => Self::Listener,
             (2, Some(peer)) => Self::Link(peer),
             (3, _) => Self::Incoming(number),
-            (4, _) => Self::Status(number),
             _ => Self::Commands,
         }
     }
