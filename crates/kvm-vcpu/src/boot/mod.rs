@@ -1,0 +1,1 @@
+//! Loaders of kernels, and the state in which they start.

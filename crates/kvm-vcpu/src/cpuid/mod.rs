@@ -1,0 +1,1 @@
+//! What a processor says of itself, the same on every node.

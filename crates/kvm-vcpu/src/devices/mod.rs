@@ -1,0 +1,1 @@
+//! The platform devices that kernels expect.

@@ -1,0 +1,1 @@
+//! The KVM machine of one node, its vCPU threads and stand-ins.
