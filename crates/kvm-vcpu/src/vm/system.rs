@@ -1,0 +1,106 @@
+//! KVM on this host.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IRQ_ROUTING,
+    KVM_CAP_SIGNAL_MSI, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_TSC_CONTROL, KVM_CAP_X2APIC_API,
+    KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_MSR_FILTER, KVM_CAP_X86_USER_SPACE_MSR,
+    KVM_MAX_CPUID_ENTRIES, KVM_X86_DISABLE_EXITS_HLT, kvm_cpuid_entry2,
+};
+
+use super::errors::KvmError;
+
+/// What this host's KVM can do beyond what is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Most vCPUs of a virtual machine.
+    pub vcpus_max: usize,
+    /// A halted vCPU may stay in the guest. Without it, KVM takes the faults of a guest that has
+    /// interrupts enabled in a thread of its own, and always as writes (DESIGN.md section 6).
+    pub halt_in_guest: bool,
+    /// The processor can run a guest's time-stamp counter at another rate.
+    pub tsc_scaling: bool,
+    /// KVM keeps features of its own from guests that CPUID does not offer them to.
+    pub enforces_pv_cpuid: bool,
+}
+
+/// KVM, opened and found fit.
+#[derive(Debug)]
+pub struct Kvm {
+    pub(super) kvm: kvm_ioctls::Kvm,
+    limits: Limits,
+}
+
+/// What a virtual machine can't do without: capability, its name, what for.
+const NEEDED: [(u32, &str, &str); 7] = [
+    (KVM_CAP_SPLIT_IRQCHIP, "KVM_CAP_SPLIT_IRQCHIP", "to keep local APICs in the kernel"),
+    (KVM_CAP_X2APIC_API, "KVM_CAP_X2APIC_API", "for APIC ids of 32 bits"),
+    (KVM_CAP_SIGNAL_MSI, "KVM_CAP_SIGNAL_MSI", "to inject interrupts"),
+    (KVM_CAP_IRQ_ROUTING, "KVM_CAP_IRQ_ROUTING", "for level-triggered interrupts"),
+    (KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT", "to stop vCPUs"),
+    (KVM_CAP_X86_USER_SPACE_MSR, "KVM_CAP_X86_USER_SPACE_MSR", "to notice a change of APIC mode"),
+    (KVM_CAP_X86_MSR_FILTER, "KVM_CAP_X86_MSR_FILTER", "to notice a change of APIC mode"),
+];
+
+impl Kvm {
+    /// Where KVM is by default.
+    pub const PATH: &'static str = "/dev/kvm";
+
+    /// Opens KVM by its device file.
+    ///
+    /// # Errors
+    /// [`KvmError`]; each says what to do.
+    pub fn open(path: &Path) -> Result<Self, KvmError> {
+        let owned = || PathBuf::from(path);
+        let name = CString::new(path.as_os_str().as_bytes()).map_err(|error| KvmError::Open {
+            path: owned(),
+            source: io::Error::new(io::ErrorKind::InvalidInput, error),
+        })?;
+        let kvm = kvm_ioctls::Kvm::new_with_path(name).map_err(|error| match error.errno() {
+            libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Missing { path: owned() },
+            libc::EACCES | libc::EPERM => KvmError::NoRights { path: owned() },
+            _ => KvmError::Open { path: owned(), source: error.into() },
+        })?;
+        match kvm.get_api_version() {
+            found if found == KVM_API_VERSION as i32 => {}
+            found if found < 0 => {
+                // Any other file: it knows no ioctl of KVM.
+                let source = io::Error::from_raw_os_error(libc::ENOTTY);
+                return Err(KvmError::Open { path: owned(), source });
+            }
+            found => return Err(KvmError::ApiVersion { path: owned(), found }),
+        }
+        for (number, capability, purpose) in NEEDED {
+            if kvm.check_extension_raw(number.into()) <= 0 {
+                return Err(KvmError::Capability { capability, purpose });
+            }
+        }
+        let has = |number: u32| kvm.check_extension_raw(number.into()).max(0);
+        let limits = Limits {
+            vcpus_max: kvm.get_max_vcpus().min(kvm.get_max_vcpu_id()),
+            halt_in_guest: has(KVM_CAP_X86_DISABLE_EXITS) & KVM_X86_DISABLE_EXITS_HLT as i32 != 0,
+            tsc_scaling: has(KVM_CAP_TSC_CONTROL) != 0,
+            enforces_pv_cpuid: has(KVM_CAP_ENFORCE_PV_FEATURE_CPUID) != 0,
+        };
+        Ok(Self { kvm, limits })
+    }
+
+    /// What it can do.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The CPUID leaves that it can give to a guest.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn supported_cpuid(&self) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
+        let supported = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        let supported = supported.map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
+        Ok(supported.as_slice().to_vec())
+    }
+}
