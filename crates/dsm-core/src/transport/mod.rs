@@ -20,7 +20,7 @@ pub use handshake::{Incoming, Interest, Progress, SetupError};
 pub use in_process::{InProcess, pair};
 pub use listen::{BindError, Listener};
 pub use socket::{Connection, Socket};
-pub use stream::Stream;
+pub use stream::{ReceiveHalf, SendHalf, Stream};
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -43,6 +43,11 @@ impl Connection {
         }
         Ok(Self(socket))
     }
+
+    /// Another descriptor for the same connection.
+    pub(super) fn duplicate(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
 }
 
 impl AsFd for Connection {

@@ -76,6 +76,71 @@ impl<S: Socket> Stream<S> {
     }
 }
 
+impl Stream {
+    /// The same connection in two hands: one sends, the other receives. What was queued or received
+    /// before stays with the half that it is for; each half does only what its name says.
+    ///
+    /// # Errors
+    /// The descriptor can't be duplicated.
+    pub fn split(mut self) -> io::Result<(SendHalf, ReceiveHalf)> {
+        let receives = Stream {
+            socket: self.socket.duplicate()?,
+            peer: self.peer.clone(),
+            options: self.options,
+            outbox: Outbox::default(),
+            blocked: false,
+            overrun: false,
+            inbox: std::mem::replace(&mut self.inbox, Inbox::empty()),
+            counters: Counters::default(),
+        };
+        Ok((SendHalf(self), ReceiveHalf(receives)))
+    }
+}
+
+/// The half of a [`Stream`] that sends.
+pub struct SendHalf(Stream);
+
+impl SendHalf {
+    /// Writable when a blocked [`SendHalf::flush`] can go on.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.fd()
+    }
+
+    /// As [`Transport::send`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn send(&mut self, class: Class, head: &[u8]) -> Result<(), TransportError> {
+        self.0.send(class, head, &[])
+    }
+
+    /// As [`Transport::flush`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn flush(&mut self) -> Result<Flush, TransportError> {
+        self.0.flush()
+    }
+}
+
+/// The half of a [`Stream`] that receives.
+pub struct ReceiveHalf(Stream);
+
+impl ReceiveHalf {
+    /// Readable when [`ReceiveHalf::receive`] has something to do.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.fd()
+    }
+
+    /// As [`Transport::receive`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn receive(&mut self, sink: &mut Sink<'_>) -> Result<Received, TransportError> {
+        self.0.receive(sink)
+    }
+}
+
 /// The pieces of a message.
 fn parts<'a>(head: &'a [u8], pages: &'a [PageBytes<'a>]) -> impl Iterator<Item = &'a [u8]> {
     std::iter::once(head).chain(pages.iter().map(|page| &page[..]))
@@ -205,6 +270,11 @@ struct Inbox {
 impl Inbox {
     fn new() -> Self {
         Self { bytes: vec![0; INBOX_LEN].into_boxed_slice(), start: 0, end: 0 }
+    }
+
+    /// For a half that does not receive.
+    fn empty() -> Self {
+        Self { bytes: Box::default(), start: 0, end: 0 }
     }
 
     fn len(&self) -> usize {

@@ -20,6 +20,7 @@ const ANSWER_MAGIC: [u8; 4] = *b"gvm?";
 /// [`RawHello::channel`] of [`Channel::Control`].
 const CHANNEL_CONTROL: u8 = 0xff;
 const CHANNEL_STATUS: u8 = 0xfe;
+const CHANNEL_VM: u8 = 0xfd;
 
 /// Names a cluster; nodes of different clusters refuse each other.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,6 +50,8 @@ pub enum Channel {
     Control,
     /// The pages of the worker with this number, on both sides.
     Worker(u8),
+    /// Interrupts, accesses to devices, and the time of a virtual machine.
+    Vm,
     /// Asks for the node's status; the caller needs to be no node, and is told nothing else.
     Status,
 }
@@ -58,6 +61,7 @@ impl fmt::Display for Channel {
         match self {
             Channel::Control => write!(f, "control channel"),
             Channel::Worker(worker) => write!(f, "channel of worker {worker}"),
+            Channel::Vm => write!(f, "channel of the virtual machine"),
             Channel::Status => write!(f, "status channel"),
         }
     }
@@ -74,7 +78,7 @@ pub struct Identity {
     pub node: NodeId,
     /// Nodes in the cluster's list, 1 to 64.
     pub nodes: u8,
-    /// Worker threads of every node of the cluster, 1 to 253.
+    /// Worker threads of every node of the cluster, 1 to 64.
     pub workers: u8,
     /// This process of the node.
     pub incarnation: Incarnation,
@@ -191,6 +195,7 @@ impl Hello {
                 Channel::Control => CHANNEL_CONTROL,
                 Channel::Worker(worker) => worker,
                 Channel::Status => CHANNEL_STATUS,
+                Channel::Vm => CHANNEL_VM,
             },
             to: self.to.index() as u8,
             reserved_a: 0,
@@ -232,6 +237,7 @@ impl Hello {
         let channel = match raw.channel {
             CHANNEL_CONTROL => Channel::Control,
             CHANNEL_STATUS => Channel::Status,
+            CHANNEL_VM => Channel::Vm,
             worker => Channel::Worker(worker),
         };
         let node = |index: u8, code| {
@@ -255,8 +261,9 @@ impl Hello {
 
     /// Whether the peer that said this and the node `local` may talk.
     ///
-    /// Epochs are compared on the channels of workers, and on control channels when both sides
-    /// know one: a node that joins learns its first epoch over its control channels.
+    /// Epochs are compared on the channels of workers and of the virtual machine, and on control
+    /// channels when both sides know one: a node that joins learns its first epoch over its control
+    /// channels.
     ///
     /// # Errors
     /// The first field that does not fit, with both values.

@@ -35,7 +35,7 @@ pub(super) fn start(
     let config = Arc::clone(config);
     let connect = move || {
         let workers = (0..config.workers).map(|worker| Channel::Worker(worker as u8));
-        for channel in std::iter::once(Channel::Control).chain(workers) {
+        for channel in [Channel::Control, Channel::Vm].into_iter().chain(workers) {
             let hello = config.hello(local, peer, channel);
             loop {
                 if stop.load(Ordering::Relaxed) {

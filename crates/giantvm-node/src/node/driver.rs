@@ -455,6 +455,10 @@ impl Driver {
                 link.workers.insert(worker);
                 self.worker_streams.insert((peer, worker), stream);
             }
+            Channel::Vm => {
+                link.has_vm = true;
+                link.vm = Some(stream);
+            }
             Channel::Status => return,
         }
         if link.is_complete(self.setup.config.workers) && !link.announced {

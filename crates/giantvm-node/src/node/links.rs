@@ -45,6 +45,9 @@ pub(super) struct Link {
     pub(super) incarnation: u64,
     pub(super) control: Option<Stream>,
     pub(super) workers: BTreeSet<u8>,
+    /// The connection of the virtual machine, until one takes it; and whether it has come.
+    pub(super) vm: Option<Stream>,
+    pub(super) has_vm: bool,
     /// Whether membership has been told of it.
     pub(super) announced: bool,
     blocked: bool,
@@ -56,6 +59,8 @@ impl Link {
             incarnation,
             control: None,
             workers: BTreeSet::new(),
+            vm: None,
+            has_vm: false,
             announced: false,
             blocked: false,
         }
@@ -63,7 +68,7 @@ impl Link {
 
     /// Whether all channels stand.
     pub(super) fn is_complete(&self, workers: usize) -> bool {
-        self.control.is_some() && self.workers.len() == workers
+        self.control.is_some() && self.has_vm && self.workers.len() == workers
     }
 }
 

@@ -9,8 +9,8 @@
 //! While its loop runs it is marked as the boot processor, because KVM then answers an INIT by
 //! beginning at the reset vector, in a page of ours, and drops a start-up, instead of beginning where
 //! a start-up that follows says. So an INIT that meets a busy stand-in is noticed too. A start-up
-//! that follows it before the stand-in has reached the reset page (microseconds) is dropped, which
-//! is what processors do with one that they don't wait for.
+//! that follows it before the stand-in has reached the reset page is dropped, as a processor does that
+//! is not ready for it: after the 10 ms that the MultiProcessor Specification (B.4) asks for it is.
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
