@@ -93,6 +93,15 @@ impl Access {
         }
     }
 
+    /// The same access at another offset.
+    #[must_use]
+    pub fn at(self, offset: u64) -> Self {
+        match self {
+            Self::Read { len, .. } => Self::Read { offset, len },
+            Self::Write { data, .. } => Self::Write { offset, data },
+        }
+    }
+
     /// Number of bytes.
     pub fn len(&self) -> usize {
         match self {
