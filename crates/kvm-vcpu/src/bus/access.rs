@@ -37,6 +37,22 @@ impl Data {
         Self::new(&value.to_le_bytes()[..len.min(8)])
     }
 
+    /// `len` bytes, 8 at most, each from the byte register at its offset, lowest first.
+    pub fn gather(offset: u64, len: usize, mut register: impl FnMut(u64) -> u8) -> Self {
+        let mut data = Self::all_ones(len);
+        for (at, byte) in (0..).zip(&mut data.bytes[..len.min(8)]) {
+            *byte = register(offset.wrapping_add(at));
+        }
+        data
+    }
+
+    /// Each byte to the byte register at its offset, lowest first.
+    pub fn scatter(&self, offset: u64, mut register: impl FnMut(u64, u8)) {
+        for (at, byte) in (0..).zip(self.bytes()) {
+            register(offset.wrapping_add(at), *byte);
+        }
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]

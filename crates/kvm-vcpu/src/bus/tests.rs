@@ -39,7 +39,7 @@ fn probe(name: &'static str) -> Arc<Immediate<Probe>> {
 }
 
 fn remote(node: usize) -> Place {
-    Place::Remote { node, name: "far".to_owned(), doorbells: vec![0x10..0x14] }
+    Place::Remote { node, name: "far".to_owned(), doorbells: vec![0x10..0x14, 0x20..0x24] }
 }
 
 fn answer(bus: &Bus, space: Space, access: Access) -> Option<Data> {
