@@ -164,7 +164,3 @@ impl Bus {
         claim.range.contains(address, 1).then_some(claim)
     }
 }
-
-#[cfg(test)]
-#[path = "tests.rs"]
-mod tests;

@@ -11,3 +11,6 @@ pub use builder::{BusBuilder, Place};
 pub use map::{Bus, Hit};
 pub use range::{BusError, Range};
 pub use unclaimed::Unclaimed;
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,11 @@
 //! Tests of the bus: who answers, who does not, and what cannot be claimed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::bus::{BusBuilder, BusError, Data, Immediate, Place, Simple};
 
 /// Remembers what was written, reads its own offset.
 #[derive(Default)]
