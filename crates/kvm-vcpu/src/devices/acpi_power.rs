@@ -1,0 +1,104 @@
+//! Reset and sleep of hardware-reduced ACPI (ACPI 6.5, 4.8.3.6 and 4.8.3.7).
+
+use std::sync::Arc;
+
+use super::{EventSink, MachineEvent};
+use crate::bus::{Data, Simple};
+
+/// The sleep type that switches off: what `\_S5` in the DSDT must say.
+pub const S5: u8 = 5;
+
+const SLEEP_ENABLE: u8 = 1 << 5;
+
+/// The reset register: one port, one value.
+pub struct AcpiReset {
+    value: u8,
+    events: Arc<dyn EventSink>,
+}
+
+impl AcpiReset {
+    /// Resets the machine when `value`, the FADT's RESET_VALUE, is written.
+    pub fn new(value: u8, events: Arc<dyn EventSink>) -> Self {
+        Self { value, events }
+    }
+}
+
+impl Simple for AcpiReset {
+    fn name(&self) -> &str {
+        "acpi-reset"
+    }
+
+    fn read(&self, _: u64, len: usize) -> Data {
+        Data::from_u64(0, len)
+    }
+
+    fn write(&self, _: u64, data: Data) {
+        if data.bytes().first() == Some(&self.value) {
+            self.events.event(MachineEvent::Reset);
+        }
+    }
+
+    fn reset(&self) {}
+}
+
+/// The sleep control register (offset 0) and the sleep status register (offset 1).
+///
+/// Only [`S5`] is known; other sleep types are ignored, and the machine goes on. It never wakes, so
+/// the status is 0.
+pub struct AcpiSleep {
+    events: Arc<dyn EventSink>,
+}
+
+impl AcpiSleep {
+    /// Switches the machine off through `events`.
+    pub fn new(events: Arc<dyn EventSink>) -> Self {
+        Self { events }
+    }
+}
+
+impl Simple for AcpiSleep {
+    fn name(&self) -> &str {
+        "acpi-sleep"
+    }
+
+    fn read(&self, _: u64, len: usize) -> Data {
+        Data::from_u64(0, len)
+    }
+
+    fn write(&self, offset: u64, data: Data) {
+        let Some(&control) = data.bytes().first().filter(|_| offset == 0) else { return };
+        if control & SLEEP_ENABLE != 0 && control >> 2 & 7 == S5 {
+            self.events.event(MachineEvent::PowerOff);
+        }
+    }
+
+    fn reset(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::host::fake::Collect;
+    use super::*;
+
+    #[test]
+    fn only_the_reset_value_resets() {
+        let events = Collect::default();
+        let device = AcpiReset::new(6, Arc::new(events.one()));
+        device.write(0, Data::from_u64(5, 1));
+        assert_eq!(events.take(), []);
+        device.write(0, Data::from_u64(6, 1));
+        assert_eq!(events.take(), [MachineEvent::Reset]);
+    }
+
+    #[test]
+    fn s5_with_sleep_enable_powers_off() {
+        let events = Collect::default();
+        let device = AcpiSleep::new(Arc::new(events.one()));
+        for (offset, value) in [(0, S5 << 2), (0, 3 << 2 | SLEEP_ENABLE), (1, 0xff)] {
+            device.write(offset, Data::from_u64(value.into(), 1));
+            assert_eq!(events.take(), []);
+        }
+        device.write(0, Data::from_u64((S5 << 2 | SLEEP_ENABLE).into(), 1));
+        assert_eq!(events.take(), [MachineEvent::PowerOff]);
+    }
+}
