@@ -210,7 +210,7 @@ fn contradicting_machines_are_refused() {
     assert_eq!(error, AcpiError::Nodes { node: 5, nodes: 3 });
     let many: Vec<u32> = (0..4000).collect();
     let error = refused(Platform { vcpus: vcpus(&many), memory: Vec::new(), ..platform() });
-    assert!(matches!(error, AcpiError::TooLarge { len_max: 0x2_0000, .. }));
+    assert!(matches!(error, AcpiError::TooLarge { len_max: 0x1_fff0, .. }));
 }
 
 #[test]
@@ -221,13 +221,18 @@ fn a_thousand_vcpus_on_64_nodes_fit() {
 }
 
 #[test]
-fn the_tables_lie_at_their_address() {
+fn the_tables_and_the_reset_code_lie_at_their_addresses() {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
     let tables = Tables::build(&platform()).unwrap();
     tables.write(&memory).unwrap();
     let mut bytes = vec![0; tables.bytes().len()];
     memory.read_slice(&mut bytes, GuestAddress(RSDP)).unwrap();
     assert_eq!(bytes, tables.bytes());
+
+    // mov al, 6; mov dx, 0xcf9; out dx, al; hlt; jmp $-1
+    let mut code = [0; 9];
+    memory.read_slice(&mut code, GuestAddress(0xf_fff0)).unwrap();
+    assert_eq!(code, [0xb0, 6, 0xba, 0xf9, 0x0c, 0xee, 0xf4, 0xeb, 0xfd]);
     let small = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
     assert!(tables.write(&small).is_err());
 }

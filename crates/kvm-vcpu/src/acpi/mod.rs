@@ -16,7 +16,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 
-use crate::boot::layout::{ACPI_START, HIGH_MEMORY_START};
+use crate::boot::layout::ACPI_START;
 pub use platform::{
     AcpiError, Ecam, IoApic, IrqOverride, MemoryRange, Platform, Register, SerialPort, Sleep, Vcpu,
 };
@@ -41,10 +41,14 @@ const BOOT_8042: u16 = 1 << 1;
 const BOOT_NO_VGA: u16 = 1 << 2;
 const BOOT_NO_CMOS_RTC: u16 = 1 << 5;
 
+/// Where a processor in real mode begins after a reset, f000:fff0.
+const RESET_VECTOR: u64 = 0xf_fff0;
+
 /// All tables, as they are to lie in guest memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tables {
     bytes: Vec<u8>,
+    reset_code: [u8; 9],
 }
 
 impl Tables {
@@ -72,11 +76,11 @@ impl Tables {
         let xsdt = image.add(&bytes(&xsdt));
         image.bytes[..Rsdp::len()].copy_from_slice(&bytes(&Rsdp::new(OEM_ID, xsdt)));
 
-        let len_max = HIGH_MEMORY_START - ACPI_START;
+        let len_max = RESET_VECTOR - ACPI_START;
         if image.bytes.len() as u64 > len_max {
             return Err(AcpiError::TooLarge { len: image.bytes.len() as u64, len_max });
         }
-        Ok(Self { bytes: image.bytes })
+        Ok(Self { bytes: image.bytes, reset_code: reset_code(platform.reset) })
     }
 
     /// Guest-physical address of the root pointer (RSDP): for
@@ -90,13 +94,25 @@ impl Tables {
         &self.bytes
     }
 
-    /// Writes the tables to guest memory; again, after a reset.
+    /// Writes the tables to guest memory, and at the reset vector f000:fff0 code that resets the
+    /// machine; again, after a reset.
     ///
     /// # Errors
     /// If there is no memory at their place.
     pub fn write<M: GuestMemory + ?Sized>(&self, memory: &M) -> Result<(), GuestMemoryError> {
-        memory.write_slice(&self.bytes, GuestAddress(ACPI_START))
+        memory.write_slice(&self.bytes, GuestAddress(ACPI_START))?;
+        memory.write_slice(&self.reset_code, GuestAddress(RESET_VECTOR))
     }
+}
+
+/// Code of real mode that writes the reset register.
+///
+/// Linux wants to reboot by EFI where ACPI is hardware-reduced, unless `reboot=` says otherwise, and
+/// where there is no EFI it jumps to the reset vector (`efi_reboot_required`, `machine_real_restart`).
+fn reset_code(reset: Register) -> [u8; 9] {
+    let [low, high] = reset.port.to_le_bytes();
+    // mov al, value; mov dx, port; out dx, al; hlt; jmp to the hlt
+    [0xb0, reset.value, 0xba, low, high, 0xee, 0xf4, 0xeb, 0xfd]
 }
 
 /// The tables so far; the first is at [`ACPI_START`].
