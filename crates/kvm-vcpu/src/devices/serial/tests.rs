@@ -147,7 +147,7 @@ fn input_and_reads_from_two_threads_leave_the_line_as_the_state_wants_it() {
     serial.write(1, Data::from_u64(IER_RECEIVED.into(), 1));
     let mut read = 0;
     std::thread::scope(|scope| {
-        scope.spawn(|| (0..10_000).for_each(|_| drop(serial.enqueue(b"x"))));
+        scope.spawn(|| (0..10_000).for_each(|_| assert_eq!(serial.enqueue(b"x"), 1)));
         while read < 10_000 {
             read +=
                 usize::from(serial.read(5, 1).to_u64() & 1 != 0 && serial.read(0, 1).len() == 1);
