@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use super::{EventSink, MachineEvent};
+use crate::acpi::SLEEP_CONTROL_S5;
 use crate::bus::{Data, Simple};
 
-/// The sleep type that switches off: what `\_S5` in the DSDT must say.
-pub const S5: u8 = 5;
-
-const SLEEP_ENABLE: u8 = 1 << 5;
+/// SLP_TYPx and SLP_EN of the sleep control register.
+const SLEEP_BITS: u8 = 0x3c;
 
 /// The reset register: one port, one value.
 pub struct AcpiReset {
@@ -43,8 +42,8 @@ impl Simple for AcpiReset {
 
 /// The sleep control register (offset 0) and the sleep status register (offset 1).
 ///
-/// Only [`S5`] is known; other sleep types are ignored, and the machine goes on. It never wakes, so
-/// the status is 0.
+/// Only S5, as [`SLEEP_CONTROL_S5`] asks for it, is known; other sleep types are ignored, and the
+/// machine goes on. It never wakes, so the status is 0.
 pub struct AcpiSleep {
     events: Arc<dyn EventSink>,
 }
@@ -67,7 +66,7 @@ impl Simple for AcpiSleep {
 
     fn write(&self, offset: u64, data: Data) {
         let Some(&control) = data.bytes().first().filter(|_| offset == 0) else { return };
-        if control & SLEEP_ENABLE != 0 && control >> 2 & 7 == S5 {
+        if control & SLEEP_BITS == SLEEP_CONTROL_S5 {
             self.events.event(MachineEvent::PowerOff);
         }
     }
@@ -94,11 +93,11 @@ mod tests {
     fn s5_with_sleep_enable_powers_off() {
         let events = Collect::default();
         let device = AcpiSleep::new(Arc::new(events.one()));
-        for (offset, value) in [(0, S5 << 2), (0, 3 << 2 | SLEEP_ENABLE), (1, 0xff)] {
+        for (offset, value) in [(0, 5 << 2), (0, 3 << 2 | 1 << 5), (1, SLEEP_CONTROL_S5)] {
             device.write(offset, Data::from_u64(value.into(), 1));
             assert_eq!(events.take(), []);
         }
-        device.write(0, Data::from_u64((S5 << 2 | SLEEP_ENABLE).into(), 1));
+        device.write(0, Data::from_u64(SLEEP_CONTROL_S5.into(), 1));
         assert_eq!(events.take(), [MachineEvent::PowerOff]);
     }
 }

@@ -16,7 +16,7 @@ mod pm_timer;
 mod rtc;
 mod serial;
 
-pub use acpi_power::{AcpiReset, AcpiSleep, S5};
+pub use acpi_power::{AcpiReset, AcpiSleep};
 pub use debug::{DebugConsole, DebugExit};
 pub use fw_cfg::{FwCfg, FwCfgError, FwCfgMachine};
 pub use host::{ByteSink, Clock, EventSink, Line, MachineEvent};
