@@ -5,13 +5,16 @@
 //! - [`control`]: the messages that carry both between nodes, and their bytes;
 //! - [`limits`]: every bound, with its reason.
 //!
-//! These are sans-IO: an event and the time go in, actions come out. [`node`] drives them: it owns
-//! the clock and the connections.
+//! - [`vm`]: a virtual machine whose vCPUs run on these nodes, in a region.
+//!
+//! The first four are sans-IO: an event and the time go in, actions come out. [`node`]
+//! drives them: it owns the clock and the connections.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod control;
 pub mod limits;
 pub mod membership;
 pub mod node;
 pub mod sync;
+pub mod vm;

@@ -105,6 +105,19 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.take(len, field)?).map_err(|_| DecodeError::NotUtf8(field))
     }
 
+    /// At most `max` bytes behind their length.
+    pub(crate) fn blob(
+        &mut self,
+        max: usize,
+        field: &'static str,
+    ) -> Result<&'a [u8], DecodeError> {
+        let len = usize::from(self.u16(field)?);
+        if len > max {
+            return Err(DecodeError::Length { field, len });
+        }
+        self.take(len, field)
+    }
+
     /// As many numbers as a byte says, at most one for each possible node.
     pub(crate) fn u64_per_node(&mut self, field: &'static str) -> Result<Vec<u64>, DecodeError> {
         let count = usize::from(self.u8(field)?);
@@ -167,6 +180,13 @@ impl Writer {
         let text = clip(text, u16::MAX.into());
         self.u16(text.len() as u16);
         self.bytes.extend_from_slice(text.as_bytes());
+    }
+
+    /// Blobs are bounded far below 64 KiB; one that is not would be cut, never mis-framed.
+    pub(crate) fn blob(&mut self, bytes: &[u8]) {
+        let bytes = bytes.get(..u16::MAX.into()).unwrap_or(bytes);
+        self.u16(bytes.len() as u16);
+        self.bytes.extend_from_slice(bytes);
     }
 
     pub(crate) fn u64_per_node(&mut self, values: &[u64]) {

@@ -1,5 +1,6 @@
 //! A node, as programs use it.
 
+use std::any::Any;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
@@ -7,15 +8,15 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dsm_core::engine::{Engine, HoldError, RegionStats};
+use dsm_core::engine::{Engine, EngineEvent, HoldError, RegionStats};
 use dsm_core::pages::RegionMemory;
 use dsm_core::report::chain;
-use dsm_core::transport::Listener;
+use dsm_core::transport::{Listener, Stream};
 use dsm_core::types::{Access, NodeId, PAGE_SIZE, Page, RegionId, ThreadId};
 
 use super::config::{Checked, NodeConfig};
 use super::driver::{
-    Driver, Inbox, OpenRegion, RegionReply, Setup, Shared, ToDriver, lock, now_ms,
+    Driver, Inbox, OpenRegion, RegionReply, Setup, Shared, StopVm, ToDriver, lock, now_ms,
 };
 use super::lost::{Lost, LostCallback};
 use super::regions::NO_ROOM;
@@ -130,6 +131,27 @@ impl Patience<'_> {
     /// Waits for `timeout`, or as long as it takes.
     pub fn new(timeout: Option<Duration>, interrupted: &dyn Fn() -> bool) -> Patience<'_> {
         Patience { deadline: timeout.map(|timeout| Instant::now() + timeout), interrupted }
+    }
+
+    /// Calls `look`, which waits until the time it is given at most, until it finds something.
+    pub(crate) fn poll<T>(
+        &self,
+        what: &str,
+        mut look: impl FnMut(Instant) -> Option<T>,
+    ) -> Result<T, NodeError> {
+        loop {
+            let now = Instant::now();
+            let until = self.deadline.map_or(now + LOOK, |deadline| deadline.min(now + LOOK));
+            if let Some(found) = look(until) {
+                return Ok(found);
+            }
+            if (self.interrupted)() {
+                return Err(Impatience::Interrupted.error(what));
+            }
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(Impatience::TimedOut.error(what));
+            }
+        }
     }
 
     /// The answer, or why there is none; `None` if the other side is gone.
@@ -359,6 +381,36 @@ impl Node {
         self.lost().map_or(NodeError::Closed, NodeError::Lost)
     }
 
+    /// The connections for a virtual machine, by node; each only once.
+    pub(crate) fn take_vm_streams(&self) -> Result<Vec<Option<Stream>>, NodeError> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        if !self.inbox.send(ToDriver::TakeVm { reply }) {
+            return Err(self.gone());
+        }
+        answer.recv().map_err(|_| self.gone())
+    }
+
+    /// A connection of the virtual machine failed: so has the peer, as far as anyone knows.
+    pub(crate) fn vm_link_failed(&self) -> impl Fn(NodeId, String) + Send + Sync + Clone + use<> {
+        let inbox = self.inbox.clone();
+        move |peer, reason| {
+            inbox.send(ToDriver::Engine(EngineEvent::LinkFailed { peer, reason }));
+        }
+    }
+
+    /// Keeps something as long as the node lives.
+    pub(crate) fn keep(&self, it: impl Any + Send) {
+        lock(&self.shared.kept).push(Box::new(it));
+    }
+
+    /// Sets what stops the virtual machine when a node is lost; at once, if one is already.
+    pub(crate) fn set_stop_vm(&self, stop: Option<Arc<StopVm>>) {
+        *lock(&self.shared.stop_vm) = stop.clone();
+        if let (Some(stop), Some(lost)) = (stop, self.lost()) {
+            stop(&lost);
+        }
+    }
+
     /// Asks the home of a synchronisation object. A lock is held under the ticket returned.
     ///
     /// # Errors
@@ -465,6 +517,7 @@ impl Drop for Node {
         let _ = self.close(true, &Patience::FOREVER);
         // The signal handler must not speak for memory that is about to go.
         lock(&self.shared.registrations).clear();
+        lock(&self.shared.kept).clear();
     }
 }
 
@@ -495,6 +548,10 @@ impl Region {
     /// Its size in bytes.
     pub fn bytes(&self) -> u64 {
         self.memory.pages() * PAGE_SIZE as u64
+    }
+
+    pub(crate) fn shared_memory(&self) -> Arc<RegionMemory> {
+        Arc::clone(&self.memory)
     }
 
     /// Its memory: what [`RegionMemory::view`] says may be read and written at any time.

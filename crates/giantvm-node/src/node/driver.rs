@@ -2,6 +2,7 @@
 
 mod objects;
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,6 +71,10 @@ pub(super) enum ToDriver {
     Forget {
         ticket: u64,
     },
+    /// The connections to all nodes that a virtual machine uses, once.
+    TakeVm {
+        reply: Reply<Vec<Option<Stream>>>,
+    },
     /// The program is about to close: other nodes may leave from now on.
     Closing,
     Leave,
@@ -116,10 +121,17 @@ pub(super) struct Shared {
     /// Set once: the end of the cluster for this node.
     pub(super) lost: Mutex<Option<Lost>>,
     pub(super) stop_dialing: Arc<AtomicBool>,
+    /// Stops the virtual machine, before its memory ends; told which node is lost and why.
+    pub(super) stop_vm: Mutex<Option<Arc<StopVm>>>,
+    /// What lives as long as the node.
+    pub(super) kept: Mutex<Vec<Box<dyn Any + Send>>>,
 }
 
+/// Returns soon, with no vCPU in the guest.
+pub(crate) type StopVm = dyn Fn(&Lost) + Send + Sync;
+
 /// Locks what nothing panics over.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -336,6 +348,10 @@ impl Driver {
         // The end of the regions may be the end of this process: first, the others learn why.
         self.links.flush();
         log::error!("lost node {}: {}", lost.node, lost.reason);
+        let stop_vm = lock(&self.setup.shared.stop_vm).clone();
+        if let Some(stop) = stop_vm {
+            stop(&lost);
+        }
         self.fail_all(&NodeError::Lost(lost.clone()));
         end_regions(
             lost,
@@ -601,6 +617,15 @@ impl Driver {
                 }
             }
             ToDriver::Forget { ticket } => _ = self.region_replies.remove(&ticket),
+            ToDriver::TakeVm { reply } => {
+                let nodes = self.setup.config.nodes.len();
+                let take = |index| {
+                    let link =
+                        NodeId::new(index).and_then(|node| self.links.by_peer.get_mut(&node));
+                    link.and_then(|link| link.vm.take())
+                };
+                let _ = reply.try_send((0..nodes).map(take).collect());
+            }
             ToDriver::Closing => self.closing = true,
             ToDriver::Leave => self.step(Event::LeaveRequested),
         }

@@ -17,5 +17,6 @@ mod status;
 
 pub use api::{Node, NodeError, Patience, Region};
 pub use config::{NodeConfig, NodeSpec};
+pub(crate) use driver::lock;
 pub use lost::{Lost, LostCallback};
 pub use status::query_status;

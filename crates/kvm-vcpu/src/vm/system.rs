@@ -94,6 +94,16 @@ impl Kvm {
         self.limits
     }
 
+    /// Rate at which a guest's time-stamp counter runs on this host, in thousand ticks a second.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn tsc_khz(&self) -> Result<u32, KvmError> {
+        let vm = self.kvm.create_vm().map_err(KvmError::call("KVM_CREATE_VM"))?;
+        let vcpu = vm.create_vcpu(0).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
+        vcpu.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))
+    }
+
     /// The CPUID leaves that it can give to a guest.
     ///
     /// # Errors
