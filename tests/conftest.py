@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from cluster import Cluster
+    from testbed import Testbed
 
 
 @pytest.fixture
@@ -27,3 +28,30 @@ def shared_three() -> Iterator[Cluster]:
 
     with Cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def bed() -> Iterator[Testbed]:
+    """Two hosts, kept for all tests: leave them as they were."""
+    from testbed import MissingError, Testbed
+
+    try:
+        bed = Testbed(2).__enter__()
+    except MissingError as error:
+        pytest.skip(str(error))
+    try:
+        yield bed
+    finally:
+        bed.__exit__(None, None, None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Names the logs of the hosts that a failed test used."""
+    report = yield
+    bed: Testbed | None = getattr(item, "funcargs", {}).get("bed")
+    if report.failed and bed is not None:
+        report.sections.append(("hosts", f"booted in {bed.boot_s:.1f} s; logs: {bed.logs}"))
+    return report
