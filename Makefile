@@ -19,20 +19,20 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-regions test test-long bench lint wheel lock clean
+.PHONY: help demo demo-regions test test-long bench lint testbed-shell testbed-attach wheel lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 demo: demo-regions ## run the main demonstration
 
 demo-regions: $(VENV)/stamp-develop ## three nodes compute on shared numpy arrays, and tell what the memory did
 	@$(BIN)/python examples/demo.py
 
-test: $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz ## lints and all tests but the long ones
+test: $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed ## lints and all tests but the long ones
 	@$(BIN)/python tests/run.py
 
-test-long: $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz ## all tests, the long ones too: takes hours
+test-long: $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed ## all tests, the long ones too: takes hours
 	@$(BIN)/python tests/run.py --long
 
 bench: $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and peers; one only: make bench BENCH=name
@@ -41,6 +41,12 @@ bench: $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and p
 
 lint: $(VENV)/stamp-develop ## format, lints and types
 	@$(BIN)/python tests/run.py --only lint
+
+testbed-shell: $(VENV)/stamp-develop $(STAMPS)/testbed ## start virtual hosts, shell on the first: HOSTS=2 MEMORY=1024
+	@PYTHONPATH=tests $(BIN)/python -m testbed shell --hosts $(or $(HOSTS),2) --memory $(or $(MEMORY),1024)
+
+testbed-attach: ## shell on one more of these hosts: HOST=1
+	@PYTHONPATH=tests $(BIN)/python -m testbed attach $(or $(HOST),1)
 
 wheel: $(VENV)/stamp-venv ## build the wheel into dist/
 	@$(BIN)/maturin build --release --locked --out dist
@@ -87,6 +93,18 @@ $(STAMPS)/nextest: | $(STAMPS)/debian
 $(STAMPS)/fuzz: | $(STAMPS)/debian
 	@cargo fuzz --version >/dev/null 2>&1 \
 		|| cargo install --locked cargo-fuzz --version $(FUZZ_VERSION)
+	@touch $@
+
+# What virtual hosts are made of. The kernels are unpacked in the target directory, not installed.
+$(STAMPS)/testbed: tests/testbed/kernel.py | $(VENV)/stamp-venv
+	@missing=; \
+	command -v qemu-system-x86_64 >/dev/null || missing="$$missing qemu-system-x86"; \
+	test -x /bin/busybox || missing="$$missing busybox-static"; \
+	command -v cpio >/dev/null || missing="$$missing cpio"; \
+	test -x /sbin/depmod || missing="$$missing kmod"; \
+	tests/debian.sh $$missing
+	@apt-cache show linux-image-6.12-amd64 >/dev/null 2>&1 || apt-get update -q
+	@PYTHONPATH=tests $(BIN)/python -m testbed prepare
 	@touch $@
 
 $(VENV)/stamp-bench: requirements-bench.lock $(VENV)/stamp-venv
