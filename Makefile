@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-regions test test-long bench lint testbed-shell testbed-attach wheel lock clean
+.PHONY: help demo demo-regions guests test test-long bench lint testbed-shell testbed-attach wheel lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ test-long: $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/test
 bench: $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and peers; one only: make bench BENCH=name
 	@PYTHONPATH=benches/python $(BIN)/python -m pybench $(if $(BENCH),--bench $(BENCH))
 	@$(if $(BENCH),,$(BIN)/python -m pytest -q benches/python --benchmark-only --benchmark-columns=median,mean,iqr)
+
+guests: | $(STAMPS)/debian ## build the bare-metal guests into target/guests/
+	@$(MAKE) --no-print-directory -C guests OUT=$(TARGET)/guests
 
 lint: $(VENV)/stamp-develop ## format, lints and types
 	@$(BIN)/python tests/run.py --only lint

@@ -1,0 +1,17 @@
+/* The tests, one file each. They run at CPL 3 on CPU 0, with all CPUs started, and end by returning or by fail(). */
+#pragma once
+
+#include "../lib/apic.h"
+#include "../lib/config.h"
+#include "../lib/console.h"
+#include "../lib/random.h"
+#include "../lib/smp.h"
+#include "../lib/string.h"
+#include "../lib/sync.h"
+#include "device.h"
+
+#define LENGTH(array) (sizeof(array) / sizeof((array)[0]))
+
+void test_smp(void);
+void test_ipi(void);
+void test_locks(void);
