@@ -9,7 +9,18 @@ static const struct {
     const char *name;
     void (*run)(void);
 } tests[] = {
-    {"smp", test_smp},         {"ipi", test_ipi},       {"locks", test_locks},
+    {"smp", test_smp},
+    {"ipi", test_ipi},
+    {"locks", test_locks},
+    {"io", test_io},
+    {"litmus", test_litmus},
+    {"level", test_level},
+    {"msi", test_msi},
+    {"tsc", test_tsc},
+    {"hotplug", test_hotplug},
+    {"reset", test_reset},
+    {"triplefault", test_triplefault},
+    {"timer", test_timer},
 };
 
 /* At CPL 3 on CPU 0. */

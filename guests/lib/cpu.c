@@ -4,6 +4,8 @@
 #include "console.h"
 #include "x86.h"
 
+#define NAP_TICKS 100000 /* of the APIC's clock: 1 GHz under KVM */
+
 struct cpu cpus[MAX_CPUS];
 struct hook hook;
 
@@ -66,6 +68,15 @@ void cpu_set_up(struct cpu *cpu)
     __asm__ volatile("ltr %w0" ::"r"(SELECTOR_TSS));
     __asm__ volatile("lidt %0" ::"m"(interrupts));
     apic_set_up();
+}
+
+void cpu_nap(void)
+{
+    const u64 *naps = &this_cpu()->counts[VECTOR_NAP];
+    u64 before = __atomic_load_n(naps, __ATOMIC_RELAXED);
+    write_msr(MSR_X2APIC_TIMER_INITIAL, NAP_TICKS);
+    while (__atomic_load_n(naps, __ATOMIC_RELAXED) == before)
+        wait_while(naps, before);
 }
 
 void interrupt_hook(void)

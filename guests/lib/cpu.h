@@ -68,6 +68,9 @@ void idt_build(void);
 /* At CPL 0: own GDT and TSS, the IDT, and the local APIC in x2APIC mode. */
 void cpu_set_up(struct cpu *cpu);
 
+/* Halts for some 100 us, by the local APIC's timer. */
+void cpu_nap(void);
+
 /* Called at CPL 0 by VECTOR_HOOK before its EOI. */
 void interrupt_hook(void);
 

@@ -38,7 +38,8 @@
 
 /* Ordinary vectors of the runtime and of the tests. */
 #define VECTOR_WAKE 0x40
-#define VECTOR_TIMER 0x41
+#define VECTOR_NAP 0x41
+#define VECTOR_TIMER 0x42
 #define VECTOR_MSI 0x50
 #define VECTOR_IPI_FIRST 0x90 /* plus the sender's id */
 

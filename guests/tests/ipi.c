@@ -96,8 +96,8 @@ static u64 taken_by_all(u32 set, u32 vector)
 static void await(u32 set, u32 vector, u64 wanted)
 {
     u64 taken;
-    while ((taken = taken_by_all(set, vector)) < wanted)
-        pause();
+    for (u32 turns = 0; (taken = taken_by_all(set, vector)) < wanted;)
+        relax(&turns);
     check(taken == wanted, "ipi: kind=%s vector 0x%x was taken %lu times by CPUs 0x%x; %lu were sent", kind->name, vector,
           taken, set, wanted);
 }

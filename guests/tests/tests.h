@@ -15,3 +15,12 @@
 void test_smp(void);
 void test_ipi(void);
 void test_locks(void);
+void test_io(void);
+void test_litmus(void);
+void test_level(void);
+void test_msi(void);
+void test_tsc(void);
+void test_hotplug(void);
+void test_reset(void);
+void test_triplefault(void);
+void test_timer(void);
