@@ -14,7 +14,6 @@
 
 #define DEVICE_PORT_INDEX 0x5e0
 #define DEVICE_PORT_DATA 0x5e4
-#define DEVICE_PORT_MARK 0x5e8
 #define DEVICE_PORT_COUNTER 0x5ec
 #define DEBUG_CONSOLE 0xe9
 

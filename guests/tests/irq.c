@@ -6,6 +6,7 @@
 #define IOAPIC_ENTRY(pin) (0x10 + 2 * (pin))
 #define ENTRY_LEVEL 0x8000
 #define ENTRY_MASKED 0x10000
+#define ENTRY_REMOTE_IRR 0x4000
 
 /* What the handler reads and writes, each on a page of its own: the line's CPU changes with every target. */
 static struct page_u64 ignored; /* how many interrupts the handler shall leave raised */
@@ -15,6 +16,14 @@ static void ioapic_write(u32 index, u32 value)
 {
     *(volatile u32 *)IOAPIC_SELECT = index;
     *(volatile u32 *)IOAPIC_WINDOW = value;
+}
+
+/* Waits until the EOI has reached the IOAPIC: an entry must not change while it is awaited. */
+static void await_eoi(u32 pin)
+{
+    *(volatile u32 *)IOAPIC_SELECT = IOAPIC_ENTRY(pin);
+    for (u32 turns = 0; *(volatile u32 *)IOAPIC_WINDOW & ENTRY_REMOTE_IRR;)
+        relax(&turns);
 }
 
 /* At CPL 0. Lowers the line, unless it shall be seen again after the EOI. */
@@ -38,11 +47,13 @@ static void raise_to(u32 cpu, u32 pin, u64 count, u64 again)
         store(&ignored.value, again);
         u64 wanted = lowered.value + 1;
         device_write(DEVICE_LINE, 1);
-        wait_until(&lowered.value, wanted);
+        for (u32 turns = 0; load(&lowered.value) < wanted;)
+            relax(&turns);
     }
+    await_eoi(pin);
     ioapic_write(IOAPIC_ENTRY(pin), ENTRY_MASKED);
     u64 taken = count_of(cpu, VECTOR_HOOK) - before;
-    check(taken == count * (1 + again), "level: (%u lines, %u) CPU %u took %lu interrupts of %lu", device_read(DEVICE_LINES),(u32)lowered.value,cpu, taken, count * (1 + again));
+    check(taken == count * (1 + again), "level: CPU %u took %lu interrupts of %lu", cpu, taken, count * (1 + again));
     print("level: cpu=%u count=%lu again=%lu taken=%lu\n", cpu, count, again, taken);
 }
 
