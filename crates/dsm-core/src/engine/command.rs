@@ -10,6 +10,7 @@ use crate::transport::Transport;
 use crate::types::{Access, NodeId, Page, RegionId, ThreadId};
 
 use super::handle::HoldError;
+use super::pace::{Nudge, Pace};
 use super::stats::RegionStats;
 
 /// Sends the answer; whoever asked may be gone.
@@ -28,15 +29,53 @@ pub(super) struct HoldRequest {
 
 /// What a worker can be told.
 pub(super) enum Command {
-    Attach { peer: NodeId, transport: Box<dyn Transport> },
-    Detach { peer: NodeId },
-    Open { region: RegionId, memory: Arc<RegionMemory>, settings: Box<Settings>, reply: Reply<()> },
-    Close { region: RegionId, reply: Reply<()> },
-    End { reply: Reply<()> },
-    Hold { region: RegionId, hold: HoldRequest, reply: Reply<Result<(), HoldError>> },
-    Release { region: RegionId, id: ThreadId },
-    Prefetch { region: RegionId, pages: Vec<Page> },
-    FaultAround { region: RegionId, on: bool },
-    Stats { region: RegionId, reply: Reply<RegionStats> },
+    Attach {
+        peer: NodeId,
+        transport: Box<dyn Transport>,
+    },
+    Detach {
+        peer: NodeId,
+    },
+    Open {
+        region: RegionId,
+        memory: Arc<RegionMemory>,
+        settings: Box<Settings>,
+        reply: Reply<()>,
+    },
+    Close {
+        region: RegionId,
+        reply: Reply<()>,
+    },
+    End {
+        reply: Reply<()>,
+    },
+    Hold {
+        region: RegionId,
+        hold: HoldRequest,
+        reply: Reply<Result<(), HoldError>>,
+    },
+    Release {
+        region: RegionId,
+        id: ThreadId,
+    },
+    Prefetch {
+        region: RegionId,
+        pages: Vec<Page>,
+    },
+    FaultAround {
+        region: RegionId,
+        on: bool,
+    },
+    SetPace {
+        region: RegionId,
+        pace: Pace,
+        nudge: Option<Nudge>,
+    },
+    /// This thread goes before others of the process.
+    Outrank,
+    Stats {
+        region: RegionId,
+        reply: Reply<RegionStats>,
+    },
     Stop,
 }

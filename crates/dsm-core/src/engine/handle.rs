@@ -18,6 +18,7 @@ use crate::types::{Access, NodeId, Page, RegionId, ThreadId};
 
 use super::ages::Ages;
 use super::command::{Command, HoldRequest};
+use super::pace::{Nudge, Pace};
 use super::stats::RegionStats;
 use super::wait::WaitMode;
 use super::worker::{Wake, Worker};
@@ -427,6 +428,23 @@ impl Engine {
     pub fn set_fault_around(&self, region: RegionId, on: bool) {
         for worker in &self.workers {
             let _ = worker.tell(Command::FaultAround { region, on });
+        }
+    }
+
+    /// Sets how long this node's threads take with the region's pages; [`Pace::THREADS`] at first.
+    /// `nudge` is asked about threads whose pages are wanted for longer than [`Pace::nudge`].
+    pub fn set_pace(&self, region: RegionId, pace: Pace, nudge: Option<Nudge>) {
+        for worker in &self.workers {
+            let nudge = nudge.clone();
+            let _ = worker.tell(Command::SetPace { region, pace, nudge });
+        }
+    }
+
+    /// Puts the workers before threads of ordinary priority, where the process may: with vCPUs, that
+    /// never sleep of their own will.
+    pub fn outrank(&self) {
+        for worker in &self.workers {
+            let _ = worker.tell(Command::Outrank);
         }
     }
 

@@ -10,6 +10,7 @@
 mod ages;
 mod command;
 mod handle;
+mod pace;
 mod read_ahead;
 mod shard;
 mod stats;
@@ -18,5 +19,7 @@ mod watch;
 mod worker;
 
 pub use handle::{Engine, EngineConfig, EngineError, EngineEvent, HoldError, RegionSpec};
+pub use pace::{Nudge, Pace};
 pub use stats::{FaultKind, Latency, RegionStats};
 pub use wait::WaitMode;
+pub use worker::outrank;

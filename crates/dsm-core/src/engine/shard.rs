@@ -12,6 +12,7 @@ use crate::uffd::Fault;
 use super::ages::Ages;
 use super::command::{HoldRequest, Reply};
 use super::handle::HoldError;
+use super::pace::{Nudge, Pace};
 use super::read_ahead::{Milestones, ReadAhead};
 use super::stats::{Contended, FaultKind, Latency, RegionStats};
 use super::watch::{Progress, Watch};
@@ -41,6 +42,7 @@ pub(super) struct Shard {
     pub(super) memory: Arc<RegionMemory>,
     protocol: Protocol,
     watch: Watch,
+    nudge: Option<Nudge>,
     read_ahead: ReadAhead,
     waiting: HashMap<Page, (Instant, FaultKind)>,
     latency: [Latency; 4],
@@ -80,6 +82,7 @@ impl Shard {
             memory,
             protocol,
             watch: Watch::new(ages),
+            nudge: None,
             read_ahead,
             waiting: HashMap::new(),
             latency: Default::default(),
@@ -197,6 +200,17 @@ impl Shard {
     }
 
     /// Looks at the threads whose pages someone waits for. Says whether any is left to watch.
+    /// Sets the pace of the region's threads.
+    pub(super) fn set_pace(&mut self, pace: Pace, nudge: Option<Nudge>) {
+        self.watch.set_pace(pace);
+        self.nudge = nudge;
+    }
+
+    /// See [`Pace`].
+    pub(super) fn pace(&self) -> Pace {
+        self.watch.pace()
+    }
+
     pub(super) fn attend(&mut self, outgoing: &mut Vec<Outgoing>) -> Result<bool, MemoryError> {
         let contenders = self.protocol.contenders();
         if contenders.is_empty() {
@@ -211,7 +225,13 @@ impl Shard {
             self.contentions += 1;
             let waits = self.protocol.is_waiting(thread);
             let progress = self.watch.progress(thread, waits, now);
-            watched |= matches!(progress, Progress::None | Progress::Ran);
+            let keeps = matches!(progress, Progress::None | Progress::Ran);
+            watched |= keeps;
+            if let Some(nudge) = self.nudge.as_ref().filter(|_| keeps && !waits)
+                && self.watch.is_due(thread, now)
+            {
+                nudge(thread);
+            }
             self.run(&[], outgoing, |protocol, world| match progress {
                 Progress::None => {}
                 Progress::Ran => protocol.thread_ran(thread, world),

@@ -10,20 +10,15 @@ use std::time::{Duration, Instant};
 use crate::types::{Page, ThreadId};
 
 use super::ages::{Ages, Seen, Stamp};
+use super::pace::Pace;
 
-/// Least processor time after which a thread has surely used the page it waited for: the way out of
-/// the kernel and the instruction itself.
-const RAN_NS_MIN: u64 = 2_000;
-/// The same in system calls, for slow and emulated machines.
+/// Processor time after which a thread has surely used the page it waited for, in system calls: for
+/// slow and emulated machines, where it is more than [`Pace::ran`].
 const RAN_CALLS: u64 = 8;
-/// Processor time without a fault after which a thread's episode is over.
-const QUIET_NS: u64 = 20_000;
-/// How often in a row a thread's episode of a single page may end before `QUIET_NS`.
+/// How often in a row a thread's episode of a single page may end before it is quiet.
 const HASTY_MAX: u8 = 32;
 /// Wall time that stands for the above where a thread has no clock that this process can read.
 const UNKNOWN_RAN: Duration = Duration::from_micros(100);
-/// However little a thread ran: its episode ends. The safety net of DESIGN.md section 4.
-const BOUND: Duration = Duration::from_millis(10);
 
 /// How far a thread has come since its last fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +47,8 @@ struct Watched {
     single: bool,
     /// How often in a row it was called quiet early.
     hasty: u8,
+    /// When it was nudged last.
+    nudged: Option<Instant>,
 }
 
 /// The threads that faulted lately.
@@ -60,7 +57,11 @@ pub(super) struct Watch {
     threads: HashMap<ThreadId, Watched>,
     /// Threads whose clock has not been read since their fault.
     unread: Vec<ThreadId>,
+    /// Processor time of a system call on this machine.
+    call_ns: u64,
+    /// Processor time after which a thread has used its page.
     ran_ns: u64,
+    pace: Pace,
 }
 
 /// A fault, as the worker is to take it.
@@ -74,7 +75,27 @@ pub(super) struct Taken {
 
 impl Watch {
     pub(super) fn new(ages: Arc<Ages>) -> Self {
-        Self { ages, threads: HashMap::new(), unread: Vec::new(), ran_ns: ran_ns() }
+        let call_ns = call_ns();
+        let mut watch = Self {
+            ages,
+            threads: HashMap::new(),
+            unread: Vec::new(),
+            call_ns,
+            ran_ns: 0,
+            pace: Pace::THREADS,
+        };
+        watch.set_pace(Pace::THREADS);
+        watch
+    }
+
+    /// Sets what counts as having run, and as quiet.
+    pub(super) fn set_pace(&mut self, pace: Pace) {
+        self.ran_ns = nanos(pace.ran).max(RAN_CALLS * self.call_ns);
+        self.pace = pace;
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        self.pace
     }
 
     /// `thread` faulted on `page`, and does not run; `clock` is that of the worker's protocol.
@@ -96,6 +117,7 @@ impl Watch {
             page,
             single: true,
             hasty: 0,
+            nudged: None,
         };
         self.unread.push(thread);
         let watched = match before {
@@ -117,11 +139,11 @@ impl Watch {
         let seen = self.ages.look(thread, before.stamp);
         // The worker of its last fault knows better. And in less time than that no thread becomes
         // quiet, whatever its clock says.
-        let early = now.duration_since(before.since) < Duration::from_nanos(QUIET_NS);
+        let early = now.duration_since(before.since) < self.pace.quiet;
         if seen == Seen::Elsewhere || early {
             return (false, seen == Seen::Ended);
         }
-        let quiet = progress(before, thread_cpu_ns(thread), now, self.ran_ns) == Progress::Quiet;
+        let quiet = self.judge(before, thread_cpu_ns(thread), now) == Progress::Quiet;
         if quiet {
             self.ages.end(thread, before.stamp.since);
         }
@@ -161,7 +183,7 @@ impl Watch {
         let Some(watched) = self.threads.get_mut(&thread) else { return Progress::Quiet };
         match self.ages.look(thread, watched.stamp) {
             Seen::Ended => return Progress::Quiet,
-            Seen::Elsewhere if now.duration_since(watched.since) >= BOUND => {
+            Seen::Elsewhere if now.duration_since(watched.since) >= self.pace.bound => {
                 return Progress::Quiet;
             }
             Seen::Elsewhere => return Progress::Ran,
@@ -171,7 +193,7 @@ impl Watch {
         if cpu_ns.is_none() && watched.cpu_ns.is_some() {
             return Progress::Gone;
         }
-        let progress = progress(*watched, cpu_ns, now, self.ran_ns);
+        let progress = judge(*watched, cpu_ns, now, self.ran_ns, self.pace);
         let may_be_hasty = cpu_ns.is_some() && watched.single && watched.hasty < HASTY_MAX;
         if progress == Progress::Ran && may_be_hasty {
             watched.hasty += 1;
@@ -185,6 +207,21 @@ impl Watch {
         progress
     }
 
+    fn judge(&self, watched: Watched, cpu_ns: Option<u64>, now: Instant) -> Progress {
+        judge(watched, cpu_ns, now, self.ran_ns, self.pace)
+    }
+
+    /// Whether it is time to nudge `thread`, which then counts as nudged.
+    pub(super) fn is_due(&mut self, thread: ThreadId, now: Instant) -> bool {
+        let Some(watched) = self.threads.get_mut(&thread) else { return false };
+        let since = watched.nudged.map_or(watched.since, |nudged| nudged.max(watched.since));
+        let due = now.duration_since(since) >= self.pace.nudge;
+        if due {
+            watched.nudged = Some(now);
+        }
+        due
+    }
+
     /// Removes and returns threads that have not faulted for `age`.
     pub(super) fn expire(&mut self, age: Duration, now: Instant) -> Vec<ThreadId> {
         let old = |watched: &Watched| now.duration_since(watched.since) >= age;
@@ -195,14 +232,14 @@ impl Watch {
     }
 }
 
-fn progress(watched: Watched, cpu_ns: Option<u64>, now: Instant, ran_ns: u64) -> Progress {
+fn judge(watched: Watched, cpu_ns: Option<u64>, now: Instant, ran_ns: u64, pace: Pace) -> Progress {
     let waited = now.duration_since(watched.since);
-    if waited >= BOUND {
+    if waited >= pace.bound {
         return Progress::Quiet;
     }
     match (watched.cpu_ns, cpu_ns) {
         (Some(before), Some(after)) => match after.saturating_sub(before) {
-            used if used >= QUIET_NS.max(2 * ran_ns) => Progress::Quiet,
+            used if used >= nanos(pace.quiet).max(2 * ran_ns) => Progress::Quiet,
             used if used >= ran_ns => Progress::Ran,
             _ => Progress::None,
         },
@@ -220,13 +257,16 @@ fn sleeps(thread: ThreadId) -> bool {
     state.is_some_and(|state| b"SD".contains(state))
 }
 
-/// Processor time after which a thread has used its page, on this machine.
-fn ran_ns() -> u64 {
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Processor time of a system call, on this machine.
+pub(super) fn call_ns() -> u64 {
     // SAFETY: no arguments, no memory.
     let me = ThreadId(unsafe { libc::gettid() } as u32);
     let clock = || thread_cpu_ns(me).unwrap_or(0);
-    let call = (0..16).map(|_| clock().abs_diff(clock())).min().unwrap_or(0);
-    RAN_NS_MIN.max(RAN_CALLS * call)
+    (0..16).map(|_| clock().abs_diff(clock())).min().unwrap_or(0)
 }
 
 /// Processor time of a thread of this process in nanoseconds; `None` for others and for the dead.
@@ -245,6 +285,8 @@ mod tests {
     use super::*;
 
     const PAGE: Page = Page(7);
+    const BOUND: Duration = Pace::THREADS.bound;
+    const QUIET_NS: u64 = Pace::THREADS.quiet.as_nanos() as u64;
 
     fn gettid() -> ThreadId {
         // SAFETY: no arguments, no memory.

@@ -32,11 +32,6 @@ const FAULTS: usize = 64;
 const LOOK_SOURCES_MAX: usize = 4;
 /// How late a timed sleep may end; the kernel's default of 50 us is more than what is waited for.
 const TIMER_SLACK_NS: libc::c_ulong = 1_000;
-/// How long a worker that may sleep yields instead, when a page has come to be wanted by two: the
-/// thread that has it needs a few microseconds, and a timed sleep takes longer.
-const CONTENDED_SPIN: Duration = Duration::from_micros(50);
-/// How long to sleep at most after that.
-const CONTENDED_SLEEP: Duration = Duration::from_micros(20);
 /// Threads that have not faulted for this long are forgotten.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -199,11 +194,13 @@ impl Worker {
 
     /// Whether a page has come to be wanted by two so lately that looking beats sleeping.
     fn looks_on(&mut self, watching: bool) -> bool {
+        // The thread that has it may need a few microseconds, and a timed sleep takes longer.
+        let spin = self.shards.values().map(|shard| shard.pace().spin).max().unwrap_or_default();
         if !watching {
             self.watching_since = None;
             return false;
         }
-        self.watching_since.get_or_insert_with(Instant::now).elapsed() < CONTENDED_SPIN
+        self.watching_since.get_or_insert_with(Instant::now).elapsed() < spin
     }
 
     /// Descriptors that a look has to try.
@@ -235,7 +232,7 @@ impl Worker {
         let may_sleep = self.waiter.may_sleep();
         let timeout = match (may_sleep, watching) {
             (false, _) => Some(Duration::ZERO),
-            (true, true) => Some(CONTENDED_SLEEP),
+            (true, true) => self.shards.values().map(|shard| shard.pace().look).min(),
             (true, false) => self.next_sweep(),
         };
         let began = may_sleep.then(Instant::now);
@@ -372,6 +369,21 @@ impl Worker {
                     shard.set_fault_around(on);
                     Ok(())
                 });
+            }
+            Command::SetPace { region, pace, nudge } => {
+                self.with_shard(region, |shard, _| {
+                    shard.set_pace(pace, nudge);
+                    Ok(())
+                });
+            }
+            Command::Outrank => {
+                if let Err(error) = outrank() {
+                    log::warn!(
+                        "worker {}: pages will wait for vCPUs that have the processor: no real-time \
+                         priority: {error}; run as root or allow RLIMIT_RTPRIO",
+                        self.index
+                    );
+                }
             }
             Command::Stats { region, reply } => {
                 if let Some(shard) = self.shards.get(&region) {
@@ -515,6 +527,20 @@ impl Worker {
                 self.link_failed(peer, reason);
             }
         }
+    }
+}
+
+/// Puts this thread before all of ordinary priority: what it waits for are events, and what waits for
+/// it are threads that would otherwise keep it from the processor (DESIGN.md section 5).
+///
+/// # Errors
+/// The process may not use real-time priorities.
+pub fn outrank() -> io::Result<()> {
+    let low = libc::sched_param { sched_priority: 1 };
+    // SAFETY: 0 is this thread; the parameter outlives the call.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const low) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dsm_core::engine::{Engine, EngineEvent, HoldError, RegionStats};
+use dsm_core::engine::{Engine, EngineEvent, HoldError, Nudge, Pace, RegionStats};
 use dsm_core::pages::RegionMemory;
 use dsm_core::report::chain;
 use dsm_core::transport::{Listener, Stream};
@@ -584,6 +584,14 @@ impl Region {
             }
             result => result,
         }
+    }
+
+    /// The region is a guest's memory, used by vCPUs: what keeps pages together for them takes
+    /// longer, and nothing that moves pages may wait for a vCPU that has the processor.
+    /// `nudge` finds out whether a vCPU, given by its thread, is halted.
+    pub(crate) fn serve_vcpus(&self, nudge: Nudge) {
+        self.node.engine.set_pace(self.region, Pace::vcpus(), Some(nudge));
+        self.node.engine.outrank();
     }
 
     /// What its memory did on this node.

@@ -187,6 +187,12 @@ impl Vm {
         let (bus, console) = platform::build(parts)?;
         let slots = Arc::new(Slots::new(spec.vcpus_of(me)));
         let core = Arc::new(Core { hub, bus, slots, clock, events: events.clone() });
+        let weak = Arc::downgrade(&core.hub);
+        region.serve_vcpus(Arc::new(move |thread| {
+            if let Some(machine) = weak.upgrade().and_then(|hub| hub.machine()) {
+                machine.nudge(thread.0);
+            }
+        }));
         let watch = Arc::new(Watch::new());
         let mut joins = vec![None; nodes];
         joins[me] = Some(join);

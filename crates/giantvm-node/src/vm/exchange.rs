@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use dsm_core::engine::outrank;
 use dsm_core::report::chain;
 use dsm_core::transport::{ReceiveHalf, Received, Reject};
 use dsm_core::types::NodeId;
@@ -50,6 +51,10 @@ impl Exchange {
     /// Returns the connections, which stay open as long as the nodes are joined: closed ones mean a
     /// lost peer.
     pub(super) fn run(mut self) -> Vec<Option<ReceiveHalf>> {
+        // Interrupts and answers must not wait for a vCPU that has the processor.
+        if let Err(error) = outrank() {
+            log::debug!("gvm-vm-hear: no real-time priority: {error}");
+        }
         let mut events = Vec::with_capacity(64);
         loop {
             let buffer = rustix::buffer::spare_capacity(&mut events);

@@ -21,6 +21,8 @@ use super::maker::Maker;
 use super::message::{Join, Order, Outcome, VmMessage};
 use crate::node::lock;
 
+/// How often vCPUs that were found halted are woken, in case one was not.
+const REVIVE: Duration = Duration::from_millis(250);
 /// How often a pause under way is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 /// How long the threads of a machine that ends get before they are left behind: one may wait for
@@ -122,23 +124,17 @@ impl Lifecycle {
             self.core.hub.post.broadcast(&VmMessage::Join(join.clone()));
         }
         self.look_at_joins();
+        let mut revived = Instant::now();
         loop {
-            let event = if self.pausing {
-                match self.events.recv_timeout(LOOK) {
-                    Ok(event) => Some(event),
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => break,
-                }
-            } else {
-                match self.events.recv() {
-                    Ok(event) => Some(event),
-                    Err(_) => break,
-                }
-            };
-            match event {
-                Some(Event::Ask(Ask::Quit)) => break,
-                Some(event) => self.take(event),
-                None => {}
+            let patience = if self.pausing { LOOK } else { REVIVE };
+            match self.events.recv_timeout(patience) {
+                Ok(Event::Ask(Ask::Quit)) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(event) => self.take(event),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if revived.elapsed() >= REVIVE {
+                revived = Instant::now();
+                self.core.hub.machine().inspect(|machine| machine.revive());
             }
             self.look_at_pause();
         }

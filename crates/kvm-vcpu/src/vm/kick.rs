@@ -49,6 +49,11 @@ impl Kick {
         self.thread.store(thread, Ordering::SeqCst);
     }
 
+    /// Whether the vCPU's thread is this one.
+    pub(super) fn is(&self, thread: u32) -> bool {
+        thread != 0 && self.thread.load(Ordering::SeqCst) == thread as i32
+    }
+
     /// The vCPU's thread does not stay in the guest: it comes out now, or as soon as it goes in.
     pub(super) fn kick(&self) {
         self.page.set_immediate_exit(true);

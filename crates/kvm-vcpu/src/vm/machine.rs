@@ -78,6 +78,10 @@ pub struct MachineConfig {
 pub(super) struct Seat {
     pub(super) vcpu: VcpuId,
     pub(super) kick: Kick,
+    /// It is to find out whether it is halted.
+    pub(super) nudged: AtomicBool,
+    /// It was found halted, and waits outside of the guest.
+    pub(super) halted: AtomicBool,
     /// Its registers when it last stopped, of real ones.
     pub(super) registers: Mutex<Option<Registers>>,
 }
@@ -91,7 +95,7 @@ pub(super) struct Common {
     pub(super) levels: AtomicBool,
     // Dropped after the machine that maps them.
     _private: Private,
-    _ram: Ram,
+    pub(super) ram: Ram,
 }
 
 /// One route of the interrupt chips: what a GSI sends.
@@ -178,7 +182,13 @@ impl Machine {
             let page = RunPage::new(vcpu, fd.as_raw_fd(), run_size)?;
             let kick = Kick::new(RunPage::new(vcpu, fd.as_raw_fd(), run_size)?);
             offsets.push(duplicate(vcpu, &fd)?);
-            let seat = Arc::new(Seat { vcpu, kick, registers: Mutex::new(None) });
+            let seat = Arc::new(Seat {
+                vcpu,
+                kick,
+                nudged: AtomicBool::new(false),
+                halted: AtomicBool::new(false),
+                registers: Mutex::new(None),
+            });
             made.push(Made { fd, seat, page, placement });
         }
         let common = Arc::new(Common {
@@ -187,7 +197,7 @@ impl Machine {
             outside,
             levels: AtomicBool::new(false),
             _private: private,
-            _ram: config.ram,
+            ram: config.ram,
         });
         let seats = made.iter().map(|made| Arc::clone(&made.seat)).collect();
         let machine =
@@ -259,6 +269,26 @@ impl Machine {
 
     fn kick_all(&self) {
         self.seats.iter().for_each(|seat| seat.kick.kick());
+    }
+
+    /// Has a vCPU of this node, given by its thread, find out whether it is halted within the guest:
+    /// it then waits outside of it, where its thread sleeps. Returns at once.
+    pub fn nudge(&self, thread: u32) {
+        if let Some(seat) = self.seats.iter().find(|seat| seat.kick.is(thread)) {
+            seat.nudged.store(true, Ordering::SeqCst);
+            seat.kick.kick();
+        }
+    }
+
+    /// Lets vCPUs that [`Machine::nudge`] found halted go on, as if an interrupt had come that asks for
+    /// nothing; a halted guest halts again. To be called a few times a second: one that had just been
+    /// woken, and was met before its first instruction, looks like a halted one.
+    pub fn revive(&self) {
+        for seat in &self.seats {
+            if seat.halted.load(Ordering::SeqCst) {
+                seat.kick.kick();
+            }
+        }
     }
 
     /// The registers of a vCPU of this node when it last stopped.
