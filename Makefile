@@ -16,6 +16,8 @@ RUST_SOURCES := $(shell find crates -name '*.rs' -not -path '*/target/*' 2>/dev/
 export PYO3_PYTHON := $(BIN)/python
 export CARGO_TARGET_DIR := $(TARGET)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where the tests of virtual machines find their guest.
+export GIANTVM_GUEST := $(TARGET)/guests/guest.elf
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -29,10 +31,10 @@ demo: demo-regions ## run the main demonstration
 demo-regions: $(VENV)/stamp-develop ## three nodes compute on shared numpy arrays, and tell what the memory did
 	@$(BIN)/python examples/demo.py
 
-test: $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed ## lints and all tests but the long ones
+test: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed ## lints and all tests but the long ones
 	@$(BIN)/python tests/run.py
 
-test-long: $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed ## all tests, the long ones too: takes hours
+test-long: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed ## all tests, the long ones too: takes hours
 	@$(BIN)/python tests/run.py --long
 
 bench: $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and peers; one only: make bench BENCH=name

@@ -230,6 +230,7 @@ impl Machine {
                     real::run(&common, &seat, fd, page);
                 }
             } else {
+                kick::outrank();
                 stand_in::run(&common, &seat, fd, ready);
             }
             seat.kick.this_thread(false);

@@ -244,10 +244,15 @@ impl Simple for Rtc {
         });
     }
 
-    /// The time goes on: a battery keeps it.
+    /// The time goes on, and memory stays: a battery keeps both.
     fn reset(&self) {
         let mut state = lock(&self.state);
-        *state = State::new(self.memory, state.epoch_s);
+        let fresh = State::new(self.memory, state.epoch_s);
+        let mut bytes = state.bytes;
+        for status in [STATUS_A, STATUS_B] {
+            bytes[usize::from(status)] = fresh.bytes[usize::from(status)];
+        }
+        *state = State { bytes, ..fresh };
     }
 }
 

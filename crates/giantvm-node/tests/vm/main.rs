@@ -2,14 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+mod device;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use device::{Shared, TestDevice};
 use dsm_core::engine::WaitMode;
 use giantvm_node::node::{Node, NodeConfig, NodeSpec, Patience};
 use giantvm_node::vm::{ConsoleSink, ImageSpec, Outcome, VcpuSpec, Vm, VmOptions, VmSpec, VmState};
+use kvm_vcpu::bus::{Device, Immediate};
 
 /// How long a guest may take, on a machine that does nothing else.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -64,10 +68,19 @@ fn run(guest: &Path, nodes: usize, places: &[usize], cmdline: &str) -> (String, 
                     let node = Arc::new(Node::start(config, None, &Patience::FOREVER).unwrap());
                     let console: ConsoleSink =
                         Arc::new(move |bytes| written.lock().unwrap().extend_from_slice(bytes));
-                    let spec = spec(guest, places, cmdline);
-                    let options =
-                        VmOptions { run: true, console: Some(console), devices: Vec::new() };
+                    // The device is as far from the first processor as it can be.
+                    let mut spec = spec(guest, places, cmdline);
+                    spec.devices.push(TestDevice::spec(nodes - 1));
+                    let test = Arc::new(TestDevice::new());
+                    let device: Arc<dyn Device> = Arc::new(Immediate(Shared(Arc::clone(&test))));
+                    let devices = match me == nodes - 1 {
+                        true => vec![("test".into(), device)],
+                        false => Vec::new(),
+                    };
+                    let options = VmOptions { run: false, console: Some(console), devices };
                     let vm = Vm::start(&node, spec, options, &Patience::FOREVER).unwrap();
+                    assert!(test.interrupts.set(vm.interrupts()).is_ok());
+                    vm.run();
                     let outcome = outcome(&vm);
                     drop(vm);
                     node.close(false, &Patience::FOREVER).unwrap();
@@ -135,10 +148,71 @@ fn all_processors_start() {
 
 #[test]
 fn interrupts_of_every_kind_arrive_once() {
-    everywhere("test=ipi count=50");
+    everywhere("test=ipi count=20");
+}
+
+#[test]
+#[ignore = "long: ten thousand interrupts of each kind from each vCPU to each"]
+fn ten_thousand_interrupts_of_every_kind_arrive_once() {
+    everywhere("test=ipi count=10000");
 }
 
 #[test]
 fn locks_and_atomics_hold() {
     everywhere("test=locks count=200");
+}
+
+#[test]
+fn devices_of_other_nodes_take_every_access_once() {
+    everywhere("test=io count=50");
+}
+
+#[test]
+fn memory_is_ordered_as_the_processor_promises() {
+    everywhere("test=litmus count=60");
+}
+
+#[test]
+fn a_device_interrupts_processors_of_other_nodes() {
+    everywhere("test=msi count=50");
+}
+
+#[test]
+fn time_never_goes_back_between_processors() {
+    everywhere("test=tsc count=1000");
+}
+
+#[test]
+fn a_processor_goes_and_comes_back_with_another_vector() {
+    everywhere("test=hotplug rounds=4");
+}
+
+#[test]
+fn the_machine_starts_again() {
+    everywhere("test=reset");
+}
+
+#[test]
+fn every_processor_has_a_timer() {
+    everywhere("test=timer count=5");
+}
+
+#[test]
+fn a_triple_fault_ends_the_machine_everywhere_with_the_registers() {
+    let Some(guest) = guest() else { return };
+    let (_, outcomes) = run(&guest, 2, &[0, 1], "test=triplefault");
+    for outcome in outcomes {
+        let Outcome::GuestFault { reason } = &outcome else { panic!("{outcome:?}") };
+        assert!(reason.contains("triple fault") && reason.contains("rip 0x"), "{reason}");
+    }
+}
+
+#[test]
+fn a_kernel_that_is_none_is_refused_on_all_nodes() {
+    let Some(_) = guest() else { return };
+    let (_, outcomes) = run(Path::new("/proc/version"), 2, &[0, 1], "");
+    for outcome in outcomes {
+        let Outcome::Failed { reason } = &outcome else { panic!("{outcome:?}") };
+        assert!(reason.contains("/proc/version"), "{reason}");
+    }
 }
