@@ -21,7 +21,7 @@ export GIANTVM_GUEST := $(TARGET)/guests/guest.elf
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-regions guests test test-long bench lint testbed-shell testbed-attach wheel lock clean
+.PHONY: help demo demo-regions guests test test-long bench lint testbed-shell testbed-attach testbed-bochs wheel lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -34,7 +34,7 @@ demo-regions: $(VENV)/stamp-develop ## three nodes compute on shared numpy array
 test: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed ## lints and all tests but the long ones
 	@$(BIN)/python tests/run.py
 
-test-long: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed ## all tests, the long ones too: takes hours
+test-long: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed $(STAMPS)/bochs ## all tests, the long ones too: takes hours
 	@$(BIN)/python tests/run.py --long
 
 bench: $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and peers; one only: make bench BENCH=name
@@ -52,6 +52,9 @@ testbed-shell: $(VENV)/stamp-develop $(STAMPS)/testbed ## start virtual hosts, s
 
 testbed-attach: ## shell on one more of these hosts: HOST=1
 	@PYTHONPATH=tests $(BIN)/python -m testbed attach $(or $(HOST),1)
+
+testbed-bochs: $(VENV)/stamp-develop $(STAMPS)/testbed $(STAMPS)/bochs ## run the guest over two nodes on an Intel host (Bochs)
+	@PYTHONPATH=tests $(BIN)/python -m testbed bochs-run
 
 wheel: $(VENV)/stamp-venv ## build the wheel into dist/
 	@$(BIN)/maturin build --release --locked --out dist
@@ -110,6 +113,18 @@ $(STAMPS)/testbed: tests/testbed/kernel.py | $(VENV)/stamp-venv
 	tests/debian.sh $$missing
 	@apt-cache show linux-image-6.12-amd64 >/dev/null 2>&1 || apt-get update -q
 	@PYTHONPATH=tests $(BIN)/python -m testbed prepare
+	@touch $@
+
+# Intel hosts: the emulator, its firmware, and what makes a boot disc.
+$(STAMPS)/bochs: | $(STAMPS)/debian
+	@missing=; \
+	command -v bochs-bin >/dev/null || missing="$$missing bochs bochs-term"; \
+	test -e /usr/share/bochs/BIOS-bochs-latest || missing="$$missing bochsbios"; \
+	test -e /usr/share/bochs/VGABIOS-lgpl-latest || missing="$$missing vgabios"; \
+	test -e /usr/lib/ISOLINUX/isolinux.bin || missing="$$missing isolinux"; \
+	test -e /usr/lib/syslinux/modules/bios/ldlinux.c32 || missing="$$missing syslinux-common"; \
+	command -v xorriso >/dev/null || missing="$$missing xorriso"; \
+	tests/debian.sh $$missing
 	@touch $@
 
 $(VENV)/stamp-bench: requirements-bench.lock $(VENV)/stamp-venv

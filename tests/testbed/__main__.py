@@ -1,4 +1,6 @@
-"""For a person: `python -m testbed shell --hosts 2`, and `python -m testbed attach 1` beside it."""
+"""For a person: `python -m testbed shell --hosts 2`, and `python -m testbed attach 1` beside it;
+`python -m testbed bochs-run` for the guest on Intel hosts.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import select
 import shutil
 import socket
 import sys
+import tempfile
 import termios
 import threading
 import tty
@@ -17,7 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from testbed import guest_run
 from testbed.bed import Testbed
+from testbed.bochs_image import check_bochs
 from testbed.channel import Process
 from testbed.errors import MissingError, TestbedError
 from testbed.host import Host
@@ -36,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _prepare()
         elif options.command == "shell":
             _shell(options.hosts, options.memory)
+        elif options.command == "bochs-run":
+            _bochs_run(options.tests or guest_run.TESTS, options.timeout)
         else:
             _attach(options.host)
     except TestbedError as error:
@@ -59,6 +66,21 @@ def _shell(hosts: int, memory_mib: int) -> None:
         with _listening() as listener:
             threading.Thread(target=_serve, args=(bed, listener), daemon=True).start()
             _attach(0)
+
+
+def _bochs_run(tests: Sequence[str], timeout_s: float) -> None:
+    """Ends with an error unless the guest does there what it does here."""
+    check_bochs()
+    programs = guest_run.build()
+    logs = guest_run.logs_directory()
+    with tempfile.TemporaryDirectory() as work:
+        here = guest_run.told(guest_run.run_here(programs, Path(work), tests))
+    print(f"an Intel host boots; logs in {logs} ...", flush=True)
+    there = guest_run.run_on_one(programs, logs, timeout_s, tests)
+    print(there.output, end="")
+    if guest_run.told(there.output) != here:
+        raise TestbedError(f"here the guest printed something else:\n{here}")
+    print(f"the same as here; up after {there.boot_s:.0f} s, done {there.run_s:.0f} s later")
 
 
 def _place() -> Path:
@@ -179,6 +201,9 @@ def _parser() -> argparse.ArgumentParser:
     shell = commands.add_parser("shell", help="start hosts, and open a shell on the first")
     shell.add_argument("--hosts", type=int, default=2, metavar="N")
     shell.add_argument("--memory", type=int, default=1024, metavar="MIB", help="of each host")
+    bochs = commands.add_parser("bochs-run", help="run the guest over two nodes on an Intel host")
+    bochs.add_argument("tests", nargs="*", help="command lines of the guest, each one argument")
+    bochs.add_argument("--timeout", type=float, default=900.0, metavar="SECONDS")
     attach = commands.add_parser("attach", help="open a shell on a host that `shell` started")
     attach.add_argument("host", type=int, help="0 for h0, 1 for h1, ...")
     return parser

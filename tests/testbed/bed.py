@@ -47,7 +47,7 @@ class Testbed:
         host_kernel = kernel()
         image = initramfs(host_kernel)
         self.logs.mkdir(parents=True, exist_ok=True)
-        _prune(self.logs.parent, self.logs)
+        prune(self.logs.parent, self.logs)
         setting = Setting(
             host_kernel,
             image,
@@ -91,7 +91,7 @@ def _group() -> str:
     return f"239.{high}.{middle}.{low}:{secrets.choice(range(32768, 49152))}"
 
 
-def _prune(parent: Path, current: Path) -> None:
+def prune(parent: Path, current: Path) -> None:
     """Keeps the newest logs."""
     if parent != directory() / "logs":
         return

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ HOST_MODULES: Final = ("9p", "9pnet_virtio", "overlay", "virtio_net", "kvm_amd")
 
 _APPLETS: Final = (
     *("sh", "mount", "mkdir", "cat", "echo", "ls", "ln", "cp", "chroot", "insmod"),
-    *("poweroff", "ip", "hostname", "sync", "sleep"),
+    *("poweroff", "ip", "hostname", "sync", "sleep", "stty"),
 )
 _DIRECTORIES: Final = ("bin", "dev", "proc", "sys", "modules", "lower", "upper", "root")
 _FETCH_S: Final = 600.0
@@ -104,7 +104,7 @@ def initramfs(host: Kernel, modules: Sequence[str] = HOST_MODULES) -> Path:
             with tempfile.TemporaryDirectory(dir=image.parent) as work:
                 made = Path(work) / "image"
                 tree = Path(work) / "tree"
-                _fill(tree, host, modules)
+                fill(tree, host, modules)
                 shutil.copy(here / "init.sh", tree / "init")
                 (tree / "init").chmod(0o755)
                 shutil.copy(here / "agent.py", tree / "agent.py")
@@ -117,7 +117,7 @@ def pack(tree: Path, image: Path) -> None:
     """Makes a cpio archive, as the kernel reads it, of a directory."""
     names = sorted(str(path.relative_to(tree)) for path in tree.rglob("*"))
     with image.open("wb") as out:
-        _checked(
+        checked(
             ["cpio", "--create", "--format=newc", "--quiet", "--owner=0:0"],
             "an initramfs can't be packed",
             cwd=tree,
@@ -126,7 +126,8 @@ def pack(tree: Path, image: Path) -> None:
         )
 
 
-def _fill(tree: Path, host: Kernel, modules: Sequence[str]) -> None:
+def fill(tree: Path, host: Kernel, modules: Sequence[str]) -> None:
+    """Begins an initramfs: static busybox, and the modules in load order."""
     for name in _DIRECTORIES:
         (tree / name).mkdir(parents=True)
     busybox = find("busybox")
@@ -176,20 +177,20 @@ def _unpack(package: str, place: Path) -> None:
     """Fetches the package, or the one that it depends on if it is a meta package."""
     place.mkdir(parents=True)
     what = f"kernel package {package}"
-    shown = _checked(["apt-cache", "show", "--no-all-versions", package], f"{what} is not known")
+    shown = checked(["apt-cache", "show", "--no-all-versions", package], f"{what} is not known")
     fields = dict(line.split(": ", 1) for line in shown.splitlines() if ": " in line[1:])
     real = package
     for word in fields.get("Depends", "").replace(",", " ").split():
         if word.startswith("linux-image-"):
             real = word
     with tempfile.TemporaryDirectory(dir=place) as work:
-        _checked(["apt-get", "download", "-q", real], f"{what} can't be fetched", cwd=Path(work))
+        checked(["apt-get", "download", "-q", real], f"{what} can't be fetched", cwd=Path(work))
         for file in Path(work).glob("*.deb"):
-            _checked(["dpkg-deb", "-x", str(file), str(place)], f"{what} can't be unpacked")
+            checked(["dpkg-deb", "-x", str(file), str(place)], f"{what} can't be unpacked")
     for modules in _modules(place).iterdir():
         base = _modules(place).parents[1]
         depmod = find("depmod") or "depmod"
-        _checked([depmod, "-b", str(base), modules.name], f"{what} has no usable modules")
+        checked([depmod, "-b", str(base), modules.name], f"{what} has no usable modules")
 
 
 def _modules(place: Path) -> Path:
@@ -198,14 +199,17 @@ def _modules(place: Path) -> Path:
     return old if old.is_dir() else place / "usr" / "lib" / "modules"
 
 
-def _checked(
-    command: list[str],
+def checked(
+    command: Sequence[str],
     failure: str,
     *,
     cwd: Path | None = None,
     stdin: str | None = None,
     stdout: int = subprocess.PIPE,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = _FETCH_S,
 ) -> str:
+    """Runs a program to its end, for what it prints; `failure` begins the error if it fails."""
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -213,7 +217,8 @@ def _checked(
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=_FETCH_S,
+        env=env,
+        timeout=timeout_s,
         check=False,
     )
     if done.returncode != 0:

@@ -1,0 +1,79 @@
+"""The guest does on Intel hosts with EPT what it does on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from testbed import MissingError, TestbedError, bochs_image
+from testbed.bochs_image import check_bochs, libraries
+from testbed.guest_run import (
+    TESTS,
+    Programs,
+    build,
+    logs_directory,
+    run_here,
+    run_on_one,
+    script,
+    told,
+)
+
+RUN_S = 900
+
+
+@pytest.fixture(scope="module")
+def programs() -> Programs:
+    try:
+        check_bochs()
+        return build()
+    except MissingError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def here(programs: Programs, tmp_path: Path) -> str:
+    """What the guest says on this machine's own KVM."""
+    try:
+        return told(run_here(programs, tmp_path))
+    except MissingError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(RUN_S + 300)
+def test_guest_on_two_nodes_of_an_intel_host(programs: Programs, here: str) -> None:
+    """SMP start and every kind of IPI, by kvm_intel with EPT and its accessed bits."""
+    assert here.count("result=passed") == len(TESTS)
+    assert told(run_on_one(programs, logs_directory(), RUN_S).output) == here
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bochs_image, "find", lambda _: None)
+    with pytest.raises(MissingError, match=r"apt-get install .*\bbochs .*\bxorriso\b"):
+        check_bochs()
+
+
+def test_programs_travel_with_their_libraries(tmp_path: Path) -> None:
+    found = libraries(Path("/bin/sh"))
+    assert all(library.is_file() for library in found)
+    names = {library.name for library in found}
+    assert "libc.so.6" in names
+    assert any(name.startswith("ld-linux") for name in names)
+    broken = tmp_path / "text"
+    broken.write_text("no program")
+    with pytest.raises(TestbedError, match="its libraries are not known"):
+        libraries(broken)
+
+
+def test_a_failing_node_ends_the_script_with_its_status(tmp_path: Path) -> None:
+    node = tmp_path / "vm_node"
+    node.write_text('#!/bin/sh\necho "$@"\n[ "$1" = 0 ] || exit 7\n')
+    node.chmod(0o755)
+    job = script([0, 1], ["unix:./a{test}", "unix:./b{test}"], ["test=x count=1", "test=y"])
+    done = subprocess.run(
+        ["/bin/sh", "-c", job], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 7
+    assert done.stdout == "0 unix:./a0,unix:./b0 0,1 64 guest.elf - test=x count=1\n"
