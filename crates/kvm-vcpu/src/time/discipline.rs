@@ -15,7 +15,7 @@ const SHARE: f64 = 7.0 / 8.0;
 /// Corrections work over this time.
 const HORIZON_S: f64 = 1.0;
 /// A correction starts when this part of what is allowed would be used up after the horizon.
-const DEAD_BAND: f64 = 1.0 / 8.0;
+const DEAD_BAND: f64 = 1.0 / 4.0;
 /// What is added to the rate, at most, to make up for an error.
 const SLEW_MAX: f64 = 100e-6;
 
@@ -117,6 +117,9 @@ struct Fault {
 const START_MS: u32 = 100;
 /// And uses at most this part of what is allowed.
 const START_SHARE: f64 = 0.5;
+/// Exchanges before a start. Everything is measured by the shortest message, so one that was as fast as
+/// they get has to be among them: a few slow ones allow, and hide, an error as large as themselves.
+const START_EXCHANGES: u64 = 200;
 
 /// Keeps one node's guest TSC with node 0's.
 #[derive(Clone, Debug)]
@@ -139,6 +142,9 @@ impl Discipline {
         shortest: f64,
     ) -> Result<Self, StartError> {
         let estimate = estimator.at(host).ok_or(StartError::TooFew)?;
+        if estimator.exchanges() < START_EXCHANGES {
+            return Err(StartError::TooFew);
+        }
         let mapping = Mapping::through(Ratio::ONE, 0, 0);
         let mut this = Self { config, khz: config.host_khz, mapping };
         if let Some(scaler) = config.scaler {

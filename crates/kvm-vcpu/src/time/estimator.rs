@@ -115,8 +115,8 @@ struct Bounds {
     high: f64,
 }
 
-/// Collects exchanges. About 200, one after the other, make a start; then one every some
-/// milliseconds.
+/// Collects exchanges: at first one after the other, until [`super::Discipline::start`] has enough of
+/// them; then one every some milliseconds.
 #[derive(Clone, Debug)]
 pub struct Estimator {
     config: EstimatorConfig,
@@ -131,6 +131,7 @@ pub struct Estimator {
     anchors: VecDeque<Bounds>,
     anchor_spacing: i64,
     shortest_round_trip: f64,
+    exchanges: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +163,7 @@ impl Estimator {
             // 20 ms at first; doubled whenever there are too many.
             anchor_spacing: i64::from(config.guest_khz) * 20,
             shortest_round_trip: f64::INFINITY,
+            exchanges: 0,
         })
     }
 
@@ -194,6 +196,7 @@ impl Estimator {
         self.check()?;
         self.bound_rate()?;
         self.shortest_round_trip = self.shortest_round_trip.min(self.now.high - self.now.low);
+        self.exchanges += 1;
         self.anchor();
         self.rebase();
         Ok(())
@@ -220,6 +223,11 @@ impl Estimator {
     /// shortest round trip seen, or put together from the best of each way. `None` before the first.
     pub fn shortest_one_way(&self) -> Option<f64> {
         self.start.map(|_| self.shortest_round_trip / 2.0)
+    }
+
+    /// How many exchanges it has taken in.
+    pub fn exchanges(&self) -> u64 {
+        self.exchanges
     }
 }
 

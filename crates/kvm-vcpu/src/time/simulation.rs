@@ -336,6 +336,22 @@ fn a_clock_that_is_set_is_noticed() {
     }
 }
 
+/// Whoever takes the shortest of a few slow messages for the shortest there is starts with an error of
+/// milliseconds.
+#[test]
+fn a_few_slow_exchanges_make_no_start() {
+    let khz = 2_400_000;
+    let config =
+        DisciplineConfig { node: 1, host_khz: khz, guest_khz: khz, scaler: None, step_ms_max: 40 };
+    let mut estimator = Estimator::new(EstimatorConfig::crystals(khz, khz)).unwrap();
+    // 3 ms there and 10 us back, on links that take 10 us.
+    let reference = 7_200_000;
+    estimator.add(Exchange { sent: 0, reference, received: reference + 24_000 }).unwrap();
+    let shortest = estimator.shortest_one_way().unwrap();
+    let start = Discipline::start(config, &estimator, reference + 24_000, shortest);
+    assert_eq!(start.map(|_| ()), Err(StartError::TooFew));
+}
+
 #[test]
 fn impossible_exchanges_are_refused() {
     let config = EstimatorConfig::crystals(1_000_000, 1_000_000);
