@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use dsm_core::engine::WaitMode;
 use giantvm_node::node::{Node, NodeConfig, NodeSpec, Patience};
-use giantvm_node::vm::{ConsoleSink, ImageSpec, VcpuSpec, Vm, VmOptions, VmSpec, VmState};
+use giantvm_node::vm::{
+    ConsoleSink, ImageSpec, TscSource, VcpuSpec, Vm, VmOptions, VmSpec, VmState,
+};
 
 struct Log;
 
@@ -64,6 +66,7 @@ fn spec(args: &[String]) -> VmSpec {
         devices: Vec::new(),
         hide: args.get(7).map_or(Vec::new(), |hide| hide.split(',').map(str::to_owned).collect()),
         overcommit: true,
+        tsc: TscSource::Hosts,
         kvm: "/dev/kvm".into(),
     }
 }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use kvm_vcpu::bus::Space;
 use kvm_vcpu::vm::{
-    Interrupt, Io, IoData, Kvm, Machine, MachineConfig, Outside, Placement, Ram, Stop, VcpuId,
+    Interrupt, Io, IoData, Kvm, Machine, MachineConfig, Outside, Placement, Ram, Stop, TscSetting,
+    VcpuId,
 };
 
 /// Where the guest reports a byte.
@@ -195,7 +196,7 @@ fn machine(kvm: &Kvm, ram: &Ram, here: usize, vcpus: usize, node: &Arc<Node>) ->
         vcpus: (0..vcpus).map(|index| Placement { here: index == here, pin: None }).collect(),
         cpuid: vec![cpuid; vcpus],
         ram: ram.clone(),
-        tsc_offset: 0,
+        tsc: TscSetting::default(),
         boot: Some(Box::new(boot)),
     };
     let outside: Arc<dyn Outside> = Arc::<Node>::clone(node);
@@ -271,7 +272,7 @@ fn more_vcpus_than_kvm_takes_are_refused() {
         vcpus: vec![Placement::default(); 100_000],
         cpuid: Vec::new(),
         ram,
-        tsc_offset: 0,
+        tsc: TscSetting::default(),
         boot: None,
     };
     let node = Arc::new(Node { seen: channel().0, other: OnceLock::new(), go: None });

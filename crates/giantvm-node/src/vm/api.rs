@@ -16,7 +16,7 @@ use kvm_vcpu::vm::Kvm;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use super::access::Slots;
-use super::clock::{Clock, ClockReport};
+use super::clock::{Clock, ClockReport, HostClock};
 use super::core::{Core, Event};
 use super::exchange::Exchange;
 use super::hub::Hub;
@@ -26,7 +26,7 @@ use super::message::{Join, Outcome};
 use super::platform::{self, Console, Parts};
 use super::post::Post;
 use super::ram::ram;
-use super::spec::{Image, SpecError, VmSpec};
+use super::spec::{Image, SpecError, TscSource, VmSpec};
 use crate::node::{Node, NodeError, Patience, Region, lock};
 
 /// Why there is no virtual machine.
@@ -144,8 +144,7 @@ impl Vm {
         let join = Join {
             digest: spec.digest(),
             cpuid: supported(&kvm).map_err(failed)?,
-            tsc_khz: kvm.tsc_khz().map_err(|error| failed(chain(&error)))?,
-            tsc_scaling: kvm.limits().tsc_scaling,
+            clock: host_clock(&kvm, spec.tsc, me).map_err(failed)?,
         };
         let region_name = format!("vm:{}", spec.name);
         let region = node.region(&region_name, Some(spec.ram_bytes), spec.overcommit, patience)?;
@@ -169,10 +168,6 @@ impl Vm {
         let id = |index| NodeId::new(index).ok_or_else(|| failed("too many nodes".into()));
         let hub = Arc::new(Hub::new(id(me)?, id(spec.platform_home)?, checked.node_of, post));
         let clock = Arc::new(Clock::new());
-        if me == 0 {
-            // Others may ask from now on.
-            clock.begin(join.tsc_khz);
-        }
         let (events, received) = mpsc::channel();
         let parts = Parts {
             spec: &spec,
@@ -220,6 +215,7 @@ impl Vm {
             paused: Default::default(),
             auto_run: options.run,
             pausing: false,
+            clock: None,
         };
         let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| io(e.into()))?;
         let exchange =
@@ -345,4 +341,10 @@ impl Drop for Vm {
 fn supported(kvm: &Kvm) -> Result<Vec<u8>, String> {
     let entries = kvm.supported_cpuid().map_err(|error| chain(&error))?;
     Ok(Supported::new(entries).map_err(|error| error.to_string())?.encode())
+}
+
+fn host_clock(kvm: &Kvm, source: TscSource, me: usize) -> Result<HostClock, String> {
+    let me = NodeId::new(me).ok_or("too many nodes")?;
+    let khz = kvm.tsc_khz().map_err(|error| chain(&error))?;
+    Ok(HostClock::here(source, me, khz, kvm.scaler(khz)))
 }

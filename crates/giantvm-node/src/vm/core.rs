@@ -6,10 +6,11 @@ use std::sync::mpsc::Sender;
 use dsm_core::types::NodeId;
 use kvm_vcpu::bus::Bus;
 use kvm_vcpu::devices::MachineEvent;
+use kvm_vcpu::time::tsc;
 use kvm_vcpu::vm::{Interrupt, Io, Outside, Stop, VcpuId};
 
 use super::access::{Accesses, Slots, serve};
-use super::clock::Clock;
+use super::clock::{self, Clock};
 use super::hub::Hub;
 use super::message::VmMessage;
 
@@ -76,13 +77,11 @@ impl Core {
             }
             VmMessage::RoutesAck { number } => hub.routes_acked(number),
             VmMessage::TimeAsk { sent } => {
-                let told = self.clock.guest_now();
-                hub.post.send(from, &VmMessage::TimeTell { sent, told });
+                hub.post.send(from, &VmMessage::TimeTell { sent, told: tsc::now() });
             }
-            VmMessage::TimeTell { sent, told } => {
-                if let Some(done) = self.clock.told(&hub.post, sent, told) {
-                    self.tell(Event::Clock(done));
-                }
+            VmMessage::TimeTell { sent, told } => clock::told(self, from, sent, told),
+            VmMessage::TimeSet { setting, error_ns } => {
+                clock::follow(self, from, setting, error_ns as f64);
             }
             lifecycle @ (VmMessage::Join(_)
             | VmMessage::Ready { .. }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use dsm_core::types::NodeId;
 use kvm_vcpu::devices::MachineEvent;
 
+use super::clock::{self, ClockThread, HostClock};
 use super::core::{Core, Event};
 use super::maker::Maker;
 use super::message::{Join, Order, Outcome, VmMessage};
@@ -115,6 +116,8 @@ pub(super) struct Lifecycle {
     /// Runs as soon as all are ready.
     pub(super) auto_run: bool,
     pub(super) pausing: bool,
+    /// Keeps this host's clock, if it is this node that does.
+    pub(super) clock: Option<ClockThread>,
 }
 
 impl Lifecycle {
@@ -226,15 +229,13 @@ impl Lifecycle {
                 self.names[0]
             ));
         }
-        let (host_khz, guest_khz) = (joins[self.me.index()].tsc_khz, joins[0].tsc_khz);
         if let Err(reason) = self.maker.agree(&joins, &self.names) {
             return self.fail(&reason);
         }
-        if self.me.index() == 0 {
-            return self.make();
-        }
-        if let Err(reason) = self.core.clock.ask(&self.core.hub.post, host_khz, guest_khz) {
-            self.fail(&reason);
+        let clocks: Vec<&HostClock> = joins.iter().map(|join| &join.clock).collect();
+        match clock::start(&self.core, &clocks, self.maker.spec.tsc, self.me) {
+            Ok(thread) => self.clock = thread,
+            Err(reason) => self.fail(&reason),
         }
     }
 

@@ -63,13 +63,21 @@ impl Maker {
             vcpus: self.spec.vcpus.iter().map(place).collect(),
             cpuid: self.cpuid.clone(),
             ram: self.ram.clone(),
-            tsc_offset: core.clock.offset(),
+            tsc: core.clock.setting(),
             boot,
         };
         let outside: Arc<dyn Outside> = Arc::<Core>::clone(core);
         let machine = Machine::new(&self.kvm, config, outside).map_err(|error| chain(&error))?;
-        core.hub.set_machine(Some(Arc::new(machine)), generation);
-        Ok(())
+        let machine = Arc::new(machine);
+        core.hub.set_machine(Some(Arc::clone(&machine)), generation);
+        // The clock may have been corrected since it was asked, when there was no machine to tell.
+        loop {
+            let setting = core.clock.setting();
+            machine.set_tsc(setting);
+            if core.clock.setting() == setting {
+                return Ok(());
+            }
+        }
     }
 
     fn load(&self, image: &Image) -> Result<BootState, String> {

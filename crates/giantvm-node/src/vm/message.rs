@@ -5,8 +5,10 @@
 //! reset, so that what was on its way before means nothing after.
 
 use kvm_vcpu::bus::Space;
-use kvm_vcpu::vm::{GsiRoute, Interrupt, VcpuId};
+use kvm_vcpu::time::Scaler;
+use kvm_vcpu::vm::{GsiRoute, Interrupt, TscSetting, VcpuId};
 
+use super::clock::{HostClock, ScalerParts};
 use crate::control::codec::{DecodeError, Reader, Writer, clip};
 
 /// Most bytes of one access: a page, the most that KVM hands over of a string.
@@ -17,6 +19,9 @@ const CPUID_BYTES_MAX: usize = 14 << 10;
 const TEXT_MAX: usize = 4000;
 /// Most routes of interrupts: pins of the IOAPIC, and some.
 const ROUTES_MAX: usize = 256;
+
+/// Largest tolerance of a host's counter that makes sense.
+const TOLERANCE_PPM_MAX: u32 = 100_000;
 
 /// How a virtual machine ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -55,10 +60,8 @@ pub(super) struct Join {
     pub(super) digest: u64,
     /// What the node's KVM supports, as [`kvm_vcpu::cpuid::Supported`] encodes it.
     pub(super) cpuid: Vec<u8>,
-    /// Rate of its time-stamp counter.
-    pub(super) tsc_khz: u32,
-    /// Its processor can run a guest's counter at another rate.
-    pub(super) tsc_scaling: bool,
+    /// Its host's time-stamp counter.
+    pub(super) clock: HostClock,
 }
 
 /// What node 0 tells all others to do.
@@ -98,10 +101,12 @@ pub(super) enum VmMessage {
     Routes { generation: u32, number: u64, routes: Vec<GsiRoute> },
     /// The answer: in force.
     RoutesAck { number: u64 },
-    /// To node 0: what is the guest's time? `sent` comes back.
+    /// What is your host's time-stamp counter? `sent` comes back.
     TimeAsk { sent: u64 },
     /// The answer.
     TimeTell { sent: u64, told: u64 },
+    /// To the other nodes of this host: count the guest's time like this.
+    TimeSet { setting: TscSetting, error_ns: u64 },
     /// To all, first.
     Join(Join),
     /// To node 0: the machine is made, or why not.
@@ -137,6 +142,7 @@ mod kind {
     pub(super) const ORDER: u8 = 13;
     pub(super) const PAUSED: u8 = 14;
     pub(super) const REQUEST: u8 = 15;
+    pub(super) const TIME_SET: u8 = 16;
 }
 
 impl VmMessage {
@@ -222,11 +228,16 @@ impl VmMessage {
                 w.u64(*sent);
                 w.u64(*told);
             }
+            Self::TimeSet { setting, error_ns } => {
+                w.u8(kind::TIME_SET);
+                w.u32(setting.khz.unwrap_or(0));
+                w.u64(setting.offset);
+                w.u64(*error_ns);
+            }
             Self::Join(join) => {
                 w.u8(kind::JOIN);
                 w.u64(join.digest);
-                w.u32(join.tsc_khz);
-                w.bool(join.tsc_scaling);
+                encode_clock(&join.clock, &mut w);
                 w.blob(&join.cpuid);
             }
             Self::Ready { generation, failed } => {
@@ -291,10 +302,16 @@ impl VmMessage {
             kind::ROUTES_ACK => Self::RoutesAck { number: r.u64("number")? },
             kind::TIME_ASK => Self::TimeAsk { sent: r.u64("sent")? },
             kind::TIME_TELL => Self::TimeTell { sent: r.u64("sent")?, told: r.u64("told")? },
+            kind::TIME_SET => Self::TimeSet {
+                setting: TscSetting {
+                    khz: Some(r.u32("khz")?).filter(|&khz| khz != 0),
+                    offset: r.u64("offset")?,
+                },
+                error_ns: r.u64("error_ns")?,
+            },
             kind::JOIN => Self::Join(Join {
                 digest: r.u64("digest")?,
-                tsc_khz: r.u32("tsc_khz")?,
-                tsc_scaling: r.bool("tsc_scaling")?,
+                clock: clock(&mut r)?,
                 cpuid: r.blob(CPUID_BYTES_MAX, "cpuid")?.to_vec(),
             }),
             kind::READY => Self::Ready {
@@ -316,6 +333,42 @@ impl VmMessage {
         r.end()?;
         Ok(message)
     }
+}
+
+fn encode_clock(clock: &HostClock, w: &mut Writer) {
+    w.u64(clock.host as u64);
+    w.u64((clock.host >> 64) as u64);
+    w.u32(clock.tsc_khz);
+    w.bool(clock.scaler.is_some());
+    if let Some(scaler) = clock.scaler {
+        w.u8(scaler.fraction_bits);
+        w.u32(scaler.tolerance_ppm);
+    }
+    w.u64(clock.begin);
+}
+
+fn clock(r: &mut Reader<'_>) -> Result<HostClock, DecodeError> {
+    let (low, high) = (r.u64("host")?, r.u64("host")?);
+    Ok(HostClock {
+        host: u128::from(low) | u128::from(high) << 64,
+        tsc_khz: r.u32("tsc_khz")?,
+        scaler: if r.bool("scaler")? { Some(scaler(r)?) } else { None },
+        begin: r.u64("begin")?,
+    })
+}
+
+fn scaler(r: &mut Reader<'_>) -> Result<ScalerParts, DecodeError> {
+    let fraction_bits = r.u8("fraction_bits")?;
+    if u32::from(fraction_bits) > Scaler::INTEL_BITS {
+        let value = fraction_bits.into();
+        return Err(DecodeError::Invalid { field: "fraction_bits", value });
+    }
+    let tolerance_ppm = r.u32("tolerance_ppm")?;
+    if tolerance_ppm > TOLERANCE_PPM_MAX {
+        let value = tolerance_ppm.into();
+        return Err(DecodeError::Invalid { field: "tolerance_ppm", value });
+    }
+    Ok(ScalerParts { fraction_bits, tolerance_ppm })
 }
 
 fn interrupt(r: &mut Reader<'_>) -> Result<Interrupt, DecodeError> {
@@ -403,5 +456,121 @@ impl Order {
             8 => Self::End(Outcome::Stopped),
             other => return Err(DecodeError::Invalid { field: "order", value: other.into() }),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn examples() -> Vec<VmMessage> {
+        let generation = 7;
+        let vcpu = VcpuId(3);
+        let clock = HostClock {
+            host: u128::MAX - 5,
+            tsc_khz: 2_000_000,
+            scaler: Some(ScalerParts { fraction_bits: 48, tolerance_ppm: 250 }),
+            begin: 1 << 60,
+        };
+        let interrupts = [
+            Interrupt::Fixed { vector: 0x31, level: true },
+            Interrupt::Nmi,
+            Interrupt::Init,
+            Interrupt::Startup { vector: 0x9e },
+        ];
+        let text = || "why".to_string();
+        let orders = [
+            Order::Run,
+            Order::Pause,
+            Order::Reset,
+            Order::End(Outcome::PowerOff),
+            Order::End(Outcome::DebugExit { status: 3 }),
+            Order::End(Outcome::GuestFault { reason: text() }),
+            Order::End(Outcome::Failed { reason: text() }),
+            Order::End(Outcome::Lost { reason: text() }),
+            Order::End(Outcome::Stopped),
+        ];
+        let access = |payload| VmMessage::Access {
+            generation,
+            vcpu,
+            sequence: 9,
+            space: Space::Mmio,
+            address: 0xd000_0000,
+            size: 4,
+            payload,
+        };
+        let mut all = vec![
+            VmMessage::EndOfInterrupt { generation, vector: 0x31 },
+            access(Payload::Read { len: 16 }),
+            access(Payload::Write(vec![1, 2, 3, 4])),
+            VmMessage::Answer { vcpu, sequence: 9, data: vec![5; 100] },
+            VmMessage::Line { generation, number: 1 << 40, gsi: 20, high: true },
+            VmMessage::LineAck { number: 1 << 40 },
+            VmMessage::Routes {
+                generation,
+                number: 2,
+                routes: vec![GsiRoute { gsi: 4, address: 0xfee0_1000, data: 0x8031 }],
+            },
+            VmMessage::RoutesAck { number: 2 },
+            VmMessage::TimeAsk { sent: u64::MAX },
+            VmMessage::TimeTell { sent: 1, told: 2 },
+            VmMessage::TimeSet {
+                setting: TscSetting { khz: Some(1_999_000), offset: 5 },
+                error_ns: 77,
+            },
+            VmMessage::TimeSet { setting: TscSetting { khz: None, offset: 5 }, error_ns: 0 },
+            VmMessage::Join(Join { digest: 3, cpuid: vec![1; 50], clock: clock.clone() }),
+            VmMessage::Join(Join {
+                digest: 3,
+                cpuid: Vec::new(),
+                clock: HostClock { scaler: None, ..clock },
+            }),
+            VmMessage::Ready { generation, failed: None },
+            VmMessage::Ready { generation, failed: Some(text()) },
+            VmMessage::Paused { generation },
+        ];
+        all.extend(interrupts.map(|interrupt| VmMessage::Interrupt {
+            generation,
+            vcpu,
+            interrupt,
+        }));
+        all.extend(orders.clone().map(|order| VmMessage::Order { generation, order }));
+        all.extend(orders.map(|order| VmMessage::Request { generation, order }));
+        all
+    }
+
+    #[test]
+    fn every_message_is_read_as_it_was_written() {
+        for message in examples() {
+            assert_eq!(VmMessage::decode(&message.encode()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn a_cut_or_longer_message_is_refused() {
+        for message in examples() {
+            let mut bytes = message.encode();
+            for len in 0..bytes.len() {
+                assert!(VmMessage::decode(&bytes[..len]).is_err(), "{message:?} cut to {len}");
+            }
+            bytes.push(0);
+            assert!(VmMessage::decode(&bytes).is_err(), "{message:?} and a byte");
+        }
+    }
+
+    proptest! {
+        /// Whatever a peer sends is a message that would be sent, or is refused.
+        #[test]
+        fn any_bytes_are_a_message_or_an_error(
+            kind in 0u8..20, mut bytes in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
+            if let Some(first) = bytes.first_mut() {
+                *first = kind;
+            }
+            if let Ok(message) = VmMessage::decode(&bytes) {
+                prop_assert_eq!(VmMessage::decode(&message.encode()), Ok(message));
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@
 //! | accesses to devices | the vCPU's thread, which waits | the device's home |
 //! | lines, ends of level-triggered interrupts | a device's home, the vCPU's thread | the IOAPIC's home |
 //! | routes of interrupts | the IOAPIC's home | all; in force everywhere before the guest goes on |
-//! | time | node 0 | all others, who set their clocks by it |
+//! | time | node 0, and between all hosts | the first node of each other host, which keeps its clock by it |
 //! | orders: run, pause, reset, end | node 0 | all |
 //!
 //! Threads: `gvm-vm-hear` takes what comes and does what takes no time; `gvm-vm-life` makes and ends
@@ -34,4 +34,4 @@ pub use api::{ConsoleSink, Interrupts, Vm, VmError, VmOptions, VmReport};
 pub use clock::ClockReport;
 pub use lifecycle::VmState;
 pub use message::Outcome;
-pub use spec::{DeviceSpec, ImageSpec, SpecError, VcpuSpec, VmSpec};
+pub use spec::{DeviceSpec, ImageSpec, SpecError, TscSource, VcpuSpec, VmSpec};

@@ -23,6 +23,21 @@ pub struct VcpuSpec {
     pub pin: Option<usize>,
 }
 
+/// What the hosts' time-stamp counters count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TscSource {
+    /// A crystal of each host's own: their rates differ by some parts per million. Nodes with one boot
+    /// id are on one host.
+    #[default]
+    Hosts,
+    /// One source for all hosts: the boards of one large machine, or virtual hosts of one hypervisor
+    /// that neither scales their counters nor moves them. Only the offsets differ.
+    Shared,
+    /// As [`TscSource::Hosts`], with every node taken to be on a host of its own: to test what is done
+    /// there.
+    Nodes,
+}
+
 /// A file that the guest is started with.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ImageSpec {
@@ -70,6 +85,8 @@ pub struct VmSpec {
     pub hide: Vec<String>,
     /// Whether RAM may exceed what the nodes give.
     pub overcommit: bool,
+    /// What the hosts' time-stamp counters count.
+    pub tsc: TscSource,
     /// The device file of KVM.
     pub kvm: PathBuf,
 }
@@ -152,8 +169,8 @@ impl VmSpec {
     pub(super) fn digest(&self) -> u64 {
         let places: Vec<usize> = self.vcpus.iter().map(|vcpu| vcpu.node).collect();
         let text = format!(
-            "{:?}\0{}\0{places:?}\0{}\0{:?}\0{:?}\0{IOAPIC_ADDRESS}",
-            self.name, self.ram_bytes, self.platform_home, self.devices, self.hide
+            "{:?}\0{}\0{places:?}\0{}\0{:?}\0{:?}\0{:?}\0{IOAPIC_ADDRESS}",
+            self.name, self.ram_bytes, self.platform_home, self.devices, self.hide, self.tsc
         );
         xxh3_64(text.as_bytes())
     }

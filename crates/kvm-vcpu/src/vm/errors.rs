@@ -102,3 +102,11 @@ impl KvmError {
         move |error| Self::Call { call, vcpu: Some(vcpu), source: error.into() }
     }
 }
+
+/// An error and what caused it.
+pub(super) fn report(error: &KvmError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

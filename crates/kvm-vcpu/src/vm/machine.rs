@@ -1,6 +1,6 @@
 //! All vCPUs of the virtual machine, at one node.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,9 +10,8 @@ use std::time::Duration;
 use kvm_bindings::{
     CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
     KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQ_ROUTING_MSI,
-    KVM_MSR_EXIT_REASON_FILTER, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
-    KVM_X86_DISABLE_EXITS_HLT, KvmIrqRouting, Msrs, kvm_cpuid_entry2, kvm_device_attr,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, KVM_X86_DISABLE_EXITS_HLT, KvmIrqRouting, Msrs, kvm_cpuid_entry2,
     kvm_enable_cap, kvm_irq_routing_entry, kvm_mp_state, kvm_msi, kvm_msr_entry, kvm_regs,
     kvm_sregs, kvm_userspace_memory_region,
 };
@@ -26,6 +25,7 @@ use super::private::{self, Private};
 use super::ram::Ram;
 use super::run_page::RunPage;
 use super::system::Kvm;
+use super::tsc::{TscBoard, TscSetting};
 use super::{real, stand_in};
 
 /// IA32_APIC_BASE (SDM vol. 3, 11.4.4).
@@ -68,8 +68,8 @@ pub struct MachineConfig {
     pub cpuid: Vec<Vec<kvm_cpuid_entry2>>,
     /// The guest's memory.
     pub ram: Ram,
-    /// What the guest's time-stamp counter is ahead of this host's.
-    pub tsc_offset: i64,
+    /// How the guest's time-stamp counter is made of this host's.
+    pub tsc: TscSetting,
     /// How the first vCPU begins, if it is here.
     pub boot: Option<BootState>,
 }
@@ -91,6 +91,7 @@ pub(super) struct Common {
     pub(super) vm: VmFd,
     pub(super) gate: Gate,
     pub(super) outside: Arc<dyn Outside>,
+    pub(super) tsc: TscBoard,
     /// Some route is level-triggered: stand-ins look at the mode of each interrupt.
     pub(super) levels: AtomicBool,
     // Dropped after the machine that maps them.
@@ -120,8 +121,6 @@ pub struct Machine {
     common: Arc<Common>,
     seats: Vec<Arc<Seat>>,
     placements: Vec<Placement>,
-    /// Created first, so that [`Machine::set_tsc_offset`] needs no thread.
-    offsets: Vec<OwnedFd>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -161,14 +160,14 @@ impl Machine {
         let run_size = kvm.kvm.get_vcpu_mmap_size();
         let run_size = run_size.map_err(KvmError::call("KVM_GET_VCPU_MMAP_SIZE"))?;
         let mut boot = config.boot;
-        let (mut made, mut offsets) = (Vec::new(), Vec::new());
+        let mut made = Vec::new();
         for (index, &placement) in config.vcpus.iter().enumerate() {
             let vcpu = VcpuId(index as u32);
             let fd = vm.create_vcpu(index as u64);
             let fd = fd.map_err(KvmError::vcpu("KVM_CREATE_VCPU", vcpu))?;
             let cpuid = config.cpuid.get(index).map_or(&[][..], Vec::as_slice);
             prepare_vcpu(vcpu, &fd, cpuid, limits.enforces_pv_cpuid)?;
-            set_tsc_offset(vcpu, fd.as_raw_fd(), config.tsc_offset)?;
+            config.tsc.apply(vcpu, &fd)?;
             if index == 0
                 && placement.here
                 && let Some(boot) = boot.take()
@@ -181,7 +180,6 @@ impl Machine {
             }
             let page = RunPage::new(vcpu, fd.as_raw_fd(), run_size)?;
             let kick = Kick::new(RunPage::new(vcpu, fd.as_raw_fd(), run_size)?);
-            offsets.push(duplicate(vcpu, &fd)?);
             let seat = Arc::new(Seat {
                 vcpu,
                 kick,
@@ -195,13 +193,13 @@ impl Machine {
             vm,
             gate: Gate::new(),
             outside,
+            tsc: TscBoard::new(config.tsc),
             levels: AtomicBool::new(false),
             _private: private,
             ram: config.ram,
         });
         let seats = made.iter().map(|made| Arc::clone(&made.seat)).collect();
-        let machine =
-            Self { common, seats, placements: config.vcpus, offsets, threads: Mutex::default() };
+        let machine = Self { common, seats, placements: config.vcpus, threads: Mutex::default() };
         let (ready, when_ready) = mpsc::channel();
         for made in made {
             machine.start(made, ready.clone())?;
@@ -351,15 +349,15 @@ impl Machine {
         self.common.vm.set_gsi_routing(&table).map_err(KvmError::call("KVM_SET_GSI_ROUTING"))
     }
 
-    /// Sets what the guest's time-stamp counter is ahead of this host's.
-    ///
-    /// # Errors
-    /// KVM refuses.
-    pub fn set_tsc_offset(&self, offset: i64) -> Result<(), KvmError> {
-        for (seat, fd) in self.seats.iter().zip(&self.offsets) {
-            set_tsc_offset(seat.vcpu, fd.as_raw_fd(), offset)?;
-        }
-        Ok(())
+    /// Has the vCPUs of this node count time in another way: each before it next enters the guest, which
+    /// all leave now. One that can't says so to [`Outside::failed`].
+    pub fn set_tsc(&self, setting: TscSetting) {
+        self.common.tsc.publish(setting);
+        self.seats.iter().zip(&self.placements).for_each(|(seat, placement)| {
+            if placement.here {
+                seat.kick.kick();
+            }
+        });
     }
 
     /// Ends the machine: no vCPU enters the guest any more. Returns when all threads have ended, or
@@ -463,28 +461,6 @@ fn prepare_vcpu(
     let boots = sregs.apic_base & APIC_BSP;
     sregs.apic_base = APIC_ADDRESS | APIC_X2APIC | boots;
     fd.set_sregs(&sregs).map_err(KvmError::vcpu("KVM_SET_SREGS", vcpu))
-}
-
-fn duplicate(vcpu: VcpuId, fd: &VcpuFd) -> Result<OwnedFd, KvmError> {
-    // SAFETY: the descriptor is open for the length of this call.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
-    borrowed.try_clone_to_owned().map_err(KvmError::vcpu("dup", vcpu))
-}
-
-fn set_tsc_offset(vcpu: VcpuId, fd: RawFd, offset: i64) -> Result<(), KvmError> {
-    /// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)`
-    const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
-    let attr = kvm_device_attr {
-        flags: 0,
-        group: KVM_VCPU_TSC_CTRL,
-        attr: KVM_VCPU_TSC_OFFSET.into(),
-        addr: &raw const offset as u64,
-    };
-    // SAFETY: `attr` and the eight bytes that it points to outlive the call, which only reads them.
-    match unsafe { libc::ioctl(fd, KVM_SET_DEVICE_ATTR, &raw const attr) } {
-        0 => Ok(()),
-        _ => Err(KvmError::vcpu("KVM_VCPU_TSC_OFFSET", vcpu)(std::io::Error::last_os_error())),
-    }
 }
 
 fn route_entry(route: &GsiRoute) -> kvm_irq_routing_entry {

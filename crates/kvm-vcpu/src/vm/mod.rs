@@ -16,6 +16,7 @@ mod real;
 mod run_page;
 mod stand_in;
 mod system;
+mod tsc;
 
 pub use errors::KvmError;
 pub use machine::{BootState, GsiRoute, Machine, MachineConfig, Placement};
@@ -23,3 +24,4 @@ pub use outside::{Interrupt, Io, IoData, Outside, Registers, Stop, VcpuId};
 pub use ram::{Ram, RamError};
 pub use real::RESET_REQUEST;
 pub use system::{Kvm, Limits};
+pub use tsc::TscSetting;

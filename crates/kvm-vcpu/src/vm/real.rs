@@ -6,7 +6,7 @@ use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_VCPUEVENT_VAL
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::errors::KvmError;
+use super::errors::{KvmError, report};
 use super::gate::Order;
 use super::machine::{APIC_X2APIC, Common, MSR_APIC_BASE, Seat, lock, registers, set_mp_state};
 use super::outside::{Io, IoData, Stop};
@@ -24,8 +24,9 @@ enum Next {
 
 /// Runs the guest until the machine ends.
 pub(super) fn run(common: &Common, seat: &Seat, mut fd: VcpuFd, mut page: RunPage) {
+    let mut tsc_seen = 0;
     while common.gate.go() {
-        let goes_on = run_until_told(common, seat, &mut fd, &mut page);
+        let goes_on = run_until_told(common, seat, &mut fd, &mut page, &mut tsc_seen);
         *lock(&seat.registers) = Some(registers(&fd));
         common.gate.back();
         if !goes_on {
@@ -35,8 +36,18 @@ pub(super) fn run(common: &Common, seat: &Seat, mut fd: VcpuFd, mut page: RunPag
 }
 
 /// Runs until another order comes; false if this vCPU can't go on.
-fn run_until_told(common: &Common, seat: &Seat, fd: &mut VcpuFd, page: &mut RunPage) -> bool {
+fn run_until_told(
+    common: &Common,
+    seat: &Seat,
+    fd: &mut VcpuFd,
+    page: &mut RunPage,
+    tsc_seen: &mut u32,
+) -> bool {
     while common.gate.order() == Order::Run {
+        if let Err(error) = common.tsc.look(tsc_seen, seat.vcpu, fd) {
+            common.outside.failed(seat.vcpu, report(&error));
+            return false;
+        }
         match enter(common, seat, fd) {
             Next::Enter => {}
             Next::Ports => ports(common, seat, page),

@@ -19,7 +19,7 @@ use std::time::Duration;
 use kvm_bindings::{KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::errors::KvmError;
+use super::errors::{KvmError, report};
 use super::gate::Order;
 use super::machine::{Common, Seat, set_boots, set_mp_state};
 use super::outside::Interrupt;
@@ -80,14 +80,6 @@ pub(super) fn run(common: &Common, seat: &Seat, fd: VcpuFd, ready: Sender<Result
             let reason = format!("stand-in: {}", report(&error));
             return common.outside.failed(seat.vcpu, reason);
         }
-    }
-}
-
-/// An error and what caused it.
-fn report(error: &KvmError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }
 

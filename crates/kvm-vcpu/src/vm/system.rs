@@ -13,6 +13,7 @@ use kvm_bindings::{
 };
 
 use super::errors::KvmError;
+use crate::time::Scaler;
 
 /// What this host's KVM can do beyond what is needed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +46,19 @@ const NEEDED: [(u32, &str, &str); 7] = [
     (KVM_CAP_X86_USER_SPACE_MSR, "KVM_CAP_X86_USER_SPACE_MSR", "to notice a change of APIC mode"),
     (KVM_CAP_X86_MSR_FILTER, "KVM_CAP_X86_MSR_FILTER", "to notice a change of APIC mode"),
 ];
+
+/// Whether the processor is AMD's, or Hygon's, which is built after those.
+fn is_amd() -> bool {
+    let leaf = core::arch::x86_64::__cpuid(0);
+    let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
+    vendor == b"AuthenticAMD" || vendor == b"HygonGenuine"
+}
+
+/// KVM's parameter `tsc_tolerance_ppm`.
+fn tolerance_ppm() -> u32 {
+    let text = std::fs::read_to_string("/sys/module/kvm/parameters/tsc_tolerance_ppm");
+    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(Scaler::TOLERANCE_PPM)
+}
 
 impl Kvm {
     /// Where KVM is by default.
@@ -102,6 +116,16 @@ impl Kvm {
         let vm = self.kvm.create_vm().map_err(KvmError::call("KVM_CREATE_VM"))?;
         let vcpu = vm.create_vcpu(0).map_err(KvmError::call("KVM_CREATE_VCPU"))?;
         vcpu.get_tsc_khz().map_err(KvmError::call("KVM_GET_TSC_KHZ"))
+    }
+
+    /// How this host's processor scales a guest's time-stamp counter; `None` if it doesn't. `host_khz` is
+    /// [`Kvm::tsc_khz`].
+    pub fn scaler(&self, host_khz: u32) -> Option<Scaler> {
+        self.limits.tsc_scaling.then(|| Scaler {
+            host_khz,
+            fraction_bits: if is_amd() { Scaler::AMD_BITS } else { Scaler::INTEL_BITS },
+            tolerance_ppm: tolerance_ppm(),
+        })
     }
 
     /// The CPUID leaves that it can give to a guest.
