@@ -16,8 +16,9 @@ RUST_SOURCES := $(shell find crates -name '*.rs' -not -path '*/target/*' 2>/dev/
 export PYO3_PYTHON := $(BIN)/python
 export CARGO_TARGET_DIR := $(TARGET)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Where the tests of virtual machines find their guest.
+# Where the tests of virtual machines find their guest, and a kernel as distributions ship it.
 export GIANTVM_GUEST := $(TARGET)/guests/guest.elf
+TEST_KERNEL = GIANTVM_TEST_KERNEL="$$(echo $(TARGET)/testbed/kernels/*-cloud-*/boot/vmlinuz-*)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -32,10 +33,10 @@ demo-regions: $(VENV)/stamp-develop ## three nodes compute on shared numpy array
 	@$(BIN)/python examples/demo.py
 
 test: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed ## lints and all tests but the long ones
-	@$(BIN)/python tests/run.py
+	@$(TEST_KERNEL) $(BIN)/python tests/run.py
 
 test-long: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed $(STAMPS)/bochs ## all tests, the long ones too: takes hours
-	@$(BIN)/python tests/run.py --long
+	@$(TEST_KERNEL) $(BIN)/python tests/run.py --long
 
 bench: $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and peers; one only: make bench BENCH=name
 	@PYTHONPATH=benches/python $(BIN)/python -m pybench $(if $(BENCH),--bench $(BENCH))
@@ -81,6 +82,7 @@ $(STAMPS)/debian:
 	command -v cc >/dev/null || missing="$$missing build-essential"; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
 	command -v ip >/dev/null || test -x /usr/sbin/ip || missing="$$missing iproute2"; \
+	command -v iasl >/dev/null || missing="$$missing acpica-tools"; \
 	tests/debian.sh $$missing
 	@touch $@
 
