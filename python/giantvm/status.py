@@ -7,11 +7,14 @@ A node's status is a JSON object:
      "nodes": [{"name": "a", "state": "up"}, ...],
      "regions": [{"name": "grid", "size": 1048576, "pages_resident": 12, "pages_held": 0,
                   "faults": {"read": 1, "write": 2, "upgrade": 3, "first_touch": 4},
-                  "bytes_sent": 0, "bytes_received": 0}, ...]}
+                  "bytes_sent": 0, "bytes_received": 0}, ...],
+     "vm": {"state": "running", "tsc_khz": 2300000, "clock_error_ns": 0.0, "clock_drift_ppm": 0.0,
+            "unclaimed_reads": 0, "unclaimed_writes": 0, "profile": null}}
 
 `state` of the node is `up`, or `ended` once a node is lost; of each of `nodes` it is `up`, `absent`
 (not joined yet), `left` or `lost`. `userfaultfd` is `full`, `user-mode-only` (then system calls on
-a region need `Region.hold`), or `refused` (then this node can't open regions).
+a region need `Region.hold`), or `refused` (then this node can't open regions). `vm` is null on a
+node without a virtual machine; `giantvm.profile` describes the profile.
 """
 
 from __future__ import annotations

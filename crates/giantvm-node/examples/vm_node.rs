@@ -82,7 +82,8 @@ fn main() {
         let _ = out.write_all(bytes);
         let _ = out.flush();
     });
-    let options = VmOptions { run: true, console: Some(console), devices: Vec::new() };
+    let options =
+        VmOptions { run: true, console: Some(console), profile: false, devices: Vec::new() };
     let vm = Vm::start(&node, spec(&args), options, &Patience::FOREVER).unwrap();
     let outcome = loop {
         let patience = Patience::new(Some(Duration::from_secs(5)), &|| false);
@@ -93,6 +94,9 @@ fn main() {
         }
     };
     eprintln!("[n{me}] ended: {outcome:?}");
+    if let Some(profile) = vm.profile_json(1000) {
+        eprintln!("[n{me}] profile: {profile}");
+    }
     drop(vm);
     let _ = node.close(false, &Patience::new(Some(Duration::from_secs(5)), &|| false));
 }

@@ -10,6 +10,7 @@ use crate::transport::Transport;
 use crate::types::{Access, NodeId, Page, RegionId, ThreadId};
 
 use super::handle::HoldError;
+use super::observe::Observer;
 use super::pace::{Nudge, Pace};
 use super::stats::RegionStats;
 
@@ -70,6 +71,10 @@ pub(super) enum Command {
         region: RegionId,
         pace: Pace,
         nudge: Option<Nudge>,
+    },
+    Observe {
+        region: RegionId,
+        observer: Option<Observer>,
     },
     /// This thread goes before others of the process.
     Outrank,

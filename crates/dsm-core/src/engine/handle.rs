@@ -18,6 +18,7 @@ use crate::types::{Access, NodeId, Page, RegionId, ThreadId};
 
 use super::ages::Ages;
 use super::command::{Command, HoldRequest};
+use super::observe::Observer;
 use super::pace::{Nudge, Pace};
 use super::stats::RegionStats;
 use super::wait::WaitMode;
@@ -437,6 +438,15 @@ impl Engine {
         for worker in &self.workers {
             let nudge = nudge.clone();
             let _ = worker.tell(Command::SetPace { region, pace, nudge });
+        }
+    }
+
+    /// Has an observer told of a region's faults and pages from now on, or none; at a price on each
+    /// fault.
+    pub fn observe(&self, region: RegionId, observer: Option<Observer>) {
+        for worker in &self.workers {
+            let observer = observer.clone();
+            let _ = worker.tell(Command::Observe { region, observer });
         }
     }
 

@@ -10,6 +10,7 @@
 mod ages;
 mod command;
 mod handle;
+mod observe;
 mod pace;
 mod read_ahead;
 mod shard;
@@ -19,6 +20,7 @@ mod watch;
 mod worker;
 
 pub use handle::{Engine, EngineConfig, EngineError, EngineEvent, HoldError, RegionSpec};
+pub use observe::{Observed, Observer};
 pub use pace::{Nudge, Pace};
 pub use stats::{FaultKind, Latency, RegionStats};
 pub use wait::WaitMode;

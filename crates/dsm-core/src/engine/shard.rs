@@ -12,6 +12,7 @@ use crate::uffd::Fault;
 use super::ages::Ages;
 use super::command::{HoldRequest, Reply};
 use super::handle::HoldError;
+use super::observe::{Observed, Observer};
 use super::pace::{Nudge, Pace};
 use super::read_ahead::{Milestones, ReadAhead};
 use super::stats::{Contended, FaultKind, Latency, RegionStats};
@@ -43,6 +44,7 @@ pub(super) struct Shard {
     protocol: Protocol,
     watch: Watch,
     nudge: Option<Nudge>,
+    observer: Option<Observer>,
     read_ahead: ReadAhead,
     waiting: HashMap<Page, (Instant, FaultKind)>,
     latency: [Latency; 4],
@@ -61,6 +63,7 @@ struct World<'a> {
     installs: Vec<(Page, Access)>,
     installed: Vec<Page>,
     contended: &'a mut Contended,
+    observer: Option<&'a Observer>,
     left_out: Option<&'a mut Milestones>,
     error: Option<MemoryError>,
 }
@@ -83,6 +86,7 @@ impl Shard {
             protocol,
             watch: Watch::new(ages),
             nudge: None,
+            observer: None,
             read_ahead,
             waiting: HashMap::new(),
             latency: Default::default(),
@@ -108,6 +112,7 @@ impl Shard {
             installs: Vec::new(),
             installed: Vec::new(),
             contended: &mut self.contended,
+            observer: self.observer.as_ref(),
             // A hold promises that its pages are mapped.
             left_out: self.read_ahead.milestones().filter(|_| self.holds.is_empty()),
             error: None,
@@ -154,7 +159,12 @@ impl Shard {
         let now = Instant::now();
         let taken = self.watch.fault(fault.thread, page, self.protocol.clock(), now);
         let kind = self.kind(page, fault.access);
+        let again = self.waiting.contains_key(&page);
         self.waiting.entry(page).or_insert((now, kind));
+        if let Some(observer) = &self.observer {
+            let Fault { access, thread, .. } = *fault;
+            observer(Observed::Fault { page, access, kind, thread, again });
+        }
         let ahead = self.read_ahead.fault(fault.thread, page, fault.access);
         let rest = self.read_ahead.rest(fault.thread, page);
         self.run(&[], outgoing, |protocol, world| {
@@ -170,6 +180,10 @@ impl Shard {
                 protocol.prefetch(&pages, world);
             }
         })
+    }
+
+    pub(super) fn observe(&mut self, observer: Option<Observer>) {
+        self.observer = observer;
     }
 
     fn kind(&self, page: Page, access: Access) -> FaultKind {
@@ -452,5 +466,11 @@ impl Effects for World<'_> {
 
     fn zero_fingerprint(&self) -> u64 {
         ZERO_PAGE_FINGERPRINT
+    }
+
+    fn left_modified(&mut self, page: Page, unchanged: bool) {
+        if let Some(observer) = self.observer {
+            observer(Observed::Left { page, unchanged });
+        }
     }
 }

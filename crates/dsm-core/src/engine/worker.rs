@@ -376,6 +376,12 @@ impl Worker {
                     Ok(())
                 });
             }
+            Command::Observe { region, observer } => {
+                self.with_shard(region, |shard, _| {
+                    shard.observe(observer);
+                    Ok(())
+                });
+            }
             Command::Outrank => {
                 if let Err(error) = outrank() {
                     log::warn!(

@@ -75,6 +75,10 @@ pub trait Effects {
     fn fingerprint(&mut self, page: Page) -> u64;
     /// The fingerprint of zeros.
     fn zero_fingerprint(&self) -> u64;
+    /// `page` leaves `Modified`; whether its bytes are those with which it got there. For people.
+    fn left_modified(&mut self, page: Page, unchanged: bool) {
+        let _ = (page, unchanged);
+    }
 }
 
 /// What a protocol machine is told at its start; the same on all nodes, but for `me`.

@@ -307,7 +307,10 @@ impl Protocol {
                 (same_since, migratory, copyset)
             }
             Role::Owner { same_since, migratory, sharing: Sharing::Sole(fingerprint) } => {
-                if self.settings.features.unchanged && fx.fingerprint(page) == fingerprint {
+                let unchanged =
+                    self.settings.features.unchanged && fx.fingerprint(page) == fingerprint;
+                fx.left_modified(page, unchanged);
+                if unchanged {
                     self.counters.left_unchanged += 1;
                     // Whoever had it did not write it: it does not migrate.
                     (same_since, 0, NodeSet::EMPTY)

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dsm_core::engine::{Engine, EngineEvent, HoldError, Nudge, Pace, RegionStats};
+use dsm_core::engine::{Engine, EngineEvent, HoldError, Nudge, Observer, Pace, RegionStats};
 use dsm_core::pages::RegionMemory;
 use dsm_core::report::chain;
 use dsm_core::transport::{Listener, Stream};
@@ -16,7 +16,7 @@ use dsm_core::types::{Access, NodeId, PAGE_SIZE, Page, RegionId, ThreadId};
 
 use super::config::{Checked, NodeConfig};
 use super::driver::{
-    Driver, Inbox, OpenRegion, RegionReply, Setup, Shared, StopVm, ToDriver, lock, now_ms,
+    Driver, Inbox, OpenRegion, RegionReply, Setup, Shared, StopVm, ToDriver, VmStatus, lock, now_ms,
 };
 use super::lost::{Lost, LostCallback};
 use super::regions::NO_ROOM;
@@ -411,6 +411,11 @@ impl Node {
         }
     }
 
+    /// Has the node's status tell of its virtual machine.
+    pub(crate) fn set_vm_status(&self, status: Option<Arc<VmStatus>>) {
+        *lock(&self.shared.vm_status) = status;
+    }
+
     /// Asks the home of a synchronisation object. A lock is held under the ticket returned.
     ///
     /// # Errors
@@ -592,6 +597,11 @@ impl Region {
     pub(crate) fn serve_vcpus(&self, nudge: Nudge) {
         self.node.engine.set_pace(self.region, Pace::vcpus(), Some(nudge));
         self.node.engine.outrank();
+    }
+
+    /// Has `observer` told of the region's faults and pages on this node.
+    pub(crate) fn observe(&self, observer: Observer) {
+        self.node.engine.observe(self.region, Some(observer));
     }
 
     /// What its memory did on this node.

@@ -123,12 +123,17 @@ pub(super) struct Shared {
     pub(super) stop_dialing: Arc<AtomicBool>,
     /// Stops the virtual machine, before its memory ends; told which node is lost and why.
     pub(super) stop_vm: Mutex<Option<Arc<StopVm>>>,
+    /// Tells how the virtual machine does.
+    pub(super) vm_status: Mutex<Option<Arc<VmStatus>>>,
     /// What lives as long as the node.
     pub(super) kept: Mutex<Vec<Box<dyn Any + Send>>>,
 }
 
 /// Returns soon, with no vCPU in the guest.
 pub(crate) type StopVm = dyn Fn(&Lost) + Send + Sync;
+
+/// Part of the node's status, as JSON.
+pub(crate) type VmStatus = dyn Fn() -> serde_json::Value + Send + Sync;
 
 /// Locks what nothing panics over.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -68,6 +68,7 @@ pub(super) fn render(config: &NodeConfig, me: NodeId, engine: &Engine, shared: &
         .iter()
         .map(|(name, region, memory)| render_region(name, *region, memory, engine))
         .collect();
+    let vm = lock(&shared.vm_status).clone().map(|vm| vm());
     let status = lock(&shared.status);
     let nodes = config.nodes.iter().enumerate().filter_map(|(index, node)| {
         let id = NodeId::new(index)?;
@@ -96,6 +97,7 @@ pub(super) fn render(config: &NodeConfig, me: NodeId, engine: &Engine, shared: &
         "uptime_ms": status.since.elapsed().as_millis() as u64,
         "nodes": nodes.collect::<Vec<_>>(),
         "regions": regions,
+        "vm": vm,
     })
 }
 

@@ -14,6 +14,7 @@ use kvm_vcpu::chips::Message;
 use kvm_vcpu::cpuid::Supported;
 use kvm_vcpu::vm::Kvm;
 use rustix::event::{EventfdFlags, epoll, eventfd};
+use serde_json::{Value, json};
 
 use super::access::Slots;
 use super::clock::{Clock, ClockReport, HostClock};
@@ -25,6 +26,7 @@ use super::maker::Maker;
 use super::message::{Join, Outcome};
 use super::platform::{self, Console, Parts};
 use super::post::Post;
+use super::profile::Profile;
 use super::ram::ram;
 use super::spec::{Image, SpecError, TscSource, VmSpec};
 use crate::node::{Node, NodeError, Patience, Region, lock};
@@ -51,6 +53,9 @@ pub enum VmError {
     Ended(Outcome),
 }
 
+/// Places and pages of the profile that a node's status tells.
+const PROFILE_STATUS: usize = 1000;
+
 /// Takes what the guest writes to its serial port; called on a vCPU's thread, must not block.
 pub type ConsoleSink = Arc<dyn Fn(&[u8]) + Send + Sync>;
 
@@ -60,6 +65,8 @@ pub struct VmOptions {
     pub run: bool,
     /// The serial port's output, at the platform's home.
     pub console: Option<ConsoleSink>,
+    /// Find out where the guest waits for pages ([`Vm::profile_json`]); it gets slower.
+    pub profile: bool,
     /// Devices of the program's own whose home is this node, by the names of the description.
     pub devices: Vec<(String, Arc<dyn Device>)>,
 }
@@ -181,7 +188,11 @@ impl Vm {
         };
         let (bus, console) = platform::build(parts)?;
         let slots = Arc::new(Slots::new(spec.vcpus_of(me)));
-        let core = Arc::new(Core { hub, bus, slots, clock, events: events.clone() });
+        let profile = options.profile.then(|| Profile::new(checked.layout));
+        let core = Arc::new(Core { hub, bus, slots, clock, events: events.clone(), profile });
+        if core.profile.is_some() {
+            observe(&region, &core);
+        }
         let weak = Arc::downgrade(&core.hub);
         region.serve_vcpus(Arc::new(move |thread| {
             if let Some(machine) = weak.upgrade().and_then(|hub| hub.machine()) {
@@ -233,6 +244,7 @@ impl Vm {
             hears: Mutex::default(),
         };
         vm.stop_with_node();
+        vm.tell_status();
         let named = |name: &str| std::thread::Builder::new().name(name.into());
         let hears = named("gvm-vm-hear").spawn(move || exchange.run()).map_err(io)?;
         *lock(&vm.hears) = Some(hears);
@@ -253,6 +265,24 @@ impl Vm {
                 machine.wait_paused(OUT);
             }
             core.tell(Event::Lost(format!("node {} is lost: {}", lost.node, lost.reason)));
+        })));
+    }
+
+    fn tell_status(&self) {
+        let (core, watch) = (Arc::downgrade(&self.core), Arc::clone(&self.watch));
+        self.node.set_vm_status(Some(Arc::new(move || {
+            let Some(core) = core.upgrade() else { return Value::Null };
+            let clock = core.clock.report();
+            let unclaimed = core.bus.unclaimed();
+            json!({
+                "state": watch.get().name(),
+                "tsc_khz": clock.tsc_khz,
+                "clock_error_ns": clock.error_ns,
+                "clock_drift_ppm": clock.drift_ppm,
+                "unclaimed_reads": unclaimed.reads,
+                "unclaimed_writes": unclaimed.writes,
+                "profile": core.profile.as_ref().map(|profile| profile.render(PROFILE_STATUS)),
+            })
         })));
     }
 
@@ -313,6 +343,12 @@ impl Vm {
         &self.region
     }
 
+    /// Where the guest waited for pages: the `most` most frequent places and pages of this node, as
+    /// JSON that python/giantvm/profile.py describes; none without [`VmOptions::profile`].
+    pub fn profile_json(&self, most: usize) -> Option<String> {
+        self.core.profile.as_ref().map(|profile| profile.render(most).to_string())
+    }
+
     /// How it does.
     pub fn report(&self) -> VmReport {
         let unclaimed = self.core.bus.unclaimed();
@@ -327,6 +363,7 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.node.set_stop_vm(None);
+        self.node.set_vm_status(None);
         self.ask(Ask::Quit);
         if let Some(life) = lock(&self.life).take() {
             let _ = life.join();
@@ -336,6 +373,22 @@ impl Drop for Vm {
         let receivers = lock(&self.hears).take().and_then(|hears| hears.join().ok());
         self.node.keep((Arc::clone(&self.core), receivers));
     }
+}
+
+/// Has the engine tell the profile of the guest's memory.
+fn observe(region: &Region, core: &Arc<Core>) {
+    let core = Arc::downgrade(core);
+    region.observe(Arc::new(move |observed| {
+        let Some(core) = core.upgrade() else { return };
+        let Some(profile) = &core.profile else { return };
+        let machine = core.hub.machine();
+        let vcpu = |thread| machine.as_ref().and_then(|machine| machine.vcpu_of(thread));
+        if let Some(vcpu) = profile.observed(observed, vcpu)
+            && let Some(machine) = &machine
+        {
+            machine.sample(vcpu);
+        }
+    }));
 }
 
 fn supported(kvm: &Kvm) -> Result<Vec<u8>, String> {

@@ -13,6 +13,7 @@ use super::access::{Accesses, Slots, serve};
 use super::clock::{self, Clock};
 use super::hub::Hub;
 use super::message::VmMessage;
+use super::profile::Profile;
 
 /// What the lifecycle's thread is told.
 pub(super) enum Event {
@@ -39,6 +40,8 @@ pub(super) struct Core {
     pub(super) slots: Arc<Slots>,
     pub(super) clock: Arc<Clock>,
     pub(super) events: Sender<Event>,
+    /// Where the guest waits for pages, if that is to be known.
+    pub(super) profile: Option<Profile>,
 }
 
 impl Core {
@@ -113,6 +116,12 @@ impl Outside for Core {
         accesses.answer(vcpu, io);
         if !self.hub.lines_in_force() {
             self.slots.wait_until(vcpu, |done| self.hub.after_lines(done));
+        }
+    }
+
+    fn sampled(&self, vcpu: VcpuId, rip: u64) {
+        if let Some(profile) = &self.profile {
+            profile.sampled(vcpu, rip);
         }
     }
 

@@ -56,6 +56,19 @@ pub enum VmState {
     Ended(Outcome),
 }
 
+impl VmState {
+    /// In a word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Ended(_) => "ended",
+        }
+    }
+}
+
 /// Tells threads of the program how it stands.
 pub(super) struct Watch {
     state: Mutex<VmState>,

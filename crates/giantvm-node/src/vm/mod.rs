@@ -27,6 +27,7 @@ mod maker;
 mod message;
 mod platform;
 mod post;
+mod profile;
 mod ram;
 mod spec;
 

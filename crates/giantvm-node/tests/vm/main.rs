@@ -56,12 +56,16 @@ fn config(folder: &Path, nodes: usize, me: usize) -> NodeConfig {
 
 /// Runs a guest with a vCPU on each of `places`; what it wrote, and how it ended on each node.
 fn run(guest: &Path, nodes: usize, places: &[usize], cmdline: &str) -> (String, Vec<Outcome>) {
-    run_by(TscSource::Hosts, guest, nodes, places, cmdline)
+    run_by(TscSource::Hosts, None, guest, nodes, places, cmdline)
 }
 
-/// The same, with clocks that are compared or not.
+/// Profiles as JSON, by node.
+type Profiles = Arc<Mutex<Vec<(usize, String)>>>;
+
+/// The same, with clocks that are compared or not, and with a profile or without.
 fn run_by(
     tsc: TscSource,
+    profiles: Option<&Profiles>,
     guest: &Path,
     nodes: usize,
     places: &[usize],
@@ -77,6 +81,8 @@ fn run_by(
             .map(|me| {
                 let config = config(&folder, nodes, me);
                 let written = Arc::clone(&written);
+                let profile = profiles.is_some();
+                let profiles = profiles.cloned().unwrap_or_default();
                 scope.spawn(move || {
                     let node = Arc::new(Node::start(config, None, &Patience::FOREVER).unwrap());
                     let console: ConsoleSink =
@@ -90,12 +96,16 @@ fn run_by(
                         true => vec![("test".into(), device)],
                         false => Vec::new(),
                     };
-                    let options = VmOptions { run: false, console: Some(console), devices };
+                    let options =
+                        VmOptions { run: false, console: Some(console), profile, devices };
                     let vm = Vm::start(&node, spec, options, &Patience::FOREVER).unwrap();
                     assert!(test.interrupts.set(vm.interrupts()).is_ok());
                     vm.run();
                     let outcome = outcome(&vm);
                     println!("node {me}: {:?}", vm.report().clock);
+                    if let Some(profile) = vm.profile_json(1000) {
+                        profiles.lock().unwrap().push((me, profile));
+                    }
                     drop(vm);
                     node.close(false, &Patience::FOREVER).unwrap();
                     outcome
@@ -203,7 +213,8 @@ fn time_never_goes_back_between_processors() {
 fn time_never_goes_back_between_hosts() {
     let Some(guest) = guest() else { return };
     let places = [0, 1, 2];
-    let (written, outcomes) = run_by(TscSource::Nodes, &guest, 3, &places, "test=tsc count=1000");
+    let (written, outcomes) =
+        run_by(TscSource::Nodes, None, &guest, 3, &places, "test=tsc count=1000");
     let passed = |outcome: &Outcome| *outcome == Outcome::DebugExit { status: 1 };
     let stopped = |outcome: &Outcome| match outcome {
         Outcome::Failed { reason } => reason.contains("clock on node"),
@@ -237,6 +248,39 @@ fn a_triple_fault_ends_the_machine_everywhere_with_the_registers() {
         let Outcome::GuestFault { reason } = &outcome else { panic!("{outcome:?}") };
         assert!(reason.contains("triple fault") && reason.contains("rip 0x"), "{reason}");
     }
+}
+
+#[test]
+fn a_profile_names_the_instructions_that_wait_for_pages() {
+    let Some(guest) = guest() else { return };
+    let profiles = Profiles::default();
+    let places = [0, 1];
+    let cmdline = "test=locks count=100";
+    let (written, outcomes) =
+        run_by(TscSource::Hosts, Some(&profiles), &guest, 2, &places, cmdline);
+    assert_eq!(outcomes, vec![Outcome::DebugExit { status: 1 }; 2], "{written}");
+    let profiles = profiles.lock().unwrap();
+    assert_eq!(profiles.len(), 2);
+    let text = text_of(&guest);
+    for (node, profile) in profiles.iter() {
+        let profile: serde_json::Value = serde_json::from_str(profile).unwrap();
+        println!("node {node}: {profile}");
+        let sites = profile["sites"].as_array().unwrap();
+        let of_guest = |site: &&serde_json::Value| site["vcpu"].as_u64() == Some(*node as u64);
+        let hottest = sites.iter().find(of_guest).unwrap();
+        assert!(hottest["faults"].as_u64().unwrap() > 10, "{hottest}");
+        assert!(text.contains(&hottest["rip"].as_u64().unwrap()), "{hottest} not in {text:x?}");
+        assert!(profile["left"].as_u64().unwrap() > 10);
+    }
+}
+
+/// Where the guest's image is, by the first program header of its ELF64 file.
+fn text_of(guest: &Path) -> std::ops::Range<u64> {
+    let file = std::fs::read(guest).unwrap();
+    let word = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap());
+    let header = word(0x20) as usize;
+    let (start, len) = (word(header + 0x18), word(header + 0x28));
+    start..start + len
 }
 
 #[test]

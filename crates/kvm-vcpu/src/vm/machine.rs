@@ -80,6 +80,8 @@ pub(super) struct Seat {
     pub(super) kick: Kick,
     /// It is to find out whether it is halted.
     pub(super) nudged: AtomicBool,
+    /// Somebody wants to know where the guest is.
+    pub(super) sampled: AtomicBool,
     /// It was found halted, and waits outside of the guest.
     pub(super) halted: AtomicBool,
     /// Its registers when it last stopped, of real ones.
@@ -184,6 +186,7 @@ impl Machine {
                 vcpu,
                 kick,
                 nudged: AtomicBool::new(false),
+                sampled: AtomicBool::new(false),
                 halted: AtomicBool::new(false),
                 registers: Mutex::new(None),
             });
@@ -275,6 +278,20 @@ impl Machine {
     pub fn nudge(&self, thread: u32) {
         if let Some(seat) = self.seats.iter().find(|seat| seat.kick.is(thread)) {
             seat.nudged.store(true, Ordering::SeqCst);
+            seat.kick.kick();
+        }
+    }
+
+    /// The vCPU of this node that a thread runs.
+    pub fn vcpu_of(&self, thread: u32) -> Option<VcpuId> {
+        self.seats.iter().find(|seat| seat.kick.is(thread)).map(|seat| seat.vcpu)
+    }
+
+    /// Has a vCPU of this node leave the guest and tell where it was ([`Outside::sampled`]): of one
+    /// that waits for a page, the instruction that needs it. Returns at once.
+    pub fn sample(&self, vcpu: VcpuId) {
+        if let Some(seat) = self.seats.get(vcpu.0 as usize) {
+            seat.sampled.store(true, Ordering::SeqCst);
             seat.kick.kick();
         }
     }

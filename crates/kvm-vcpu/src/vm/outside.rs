@@ -170,6 +170,12 @@ pub trait Outside: Send + Sync {
     /// Answers an access of a vCPU of this node; it waits for that long.
     fn io(&self, vcpu: VcpuId, io: Io<'_>);
 
+    /// A vCPU of this node was asked where the guest is ([`Machine::sample`](super::Machine::sample)):
+    /// its instruction pointer.
+    fn sampled(&self, vcpu: VcpuId, rip: u64) {
+        let _ = (vcpu, rip);
+    }
+
     /// A vCPU of this node can't go on.
     fn stopped(&self, vcpu: VcpuId, stop: Stop);
 

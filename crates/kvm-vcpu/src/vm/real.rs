@@ -105,6 +105,11 @@ fn enter(common: &Common, seat: &Seat, fd: &mut VcpuFd) -> Next {
             // A signal, or an INIT or start-up for a vCPU that waits for one.
             libc::EINTR | libc::EAGAIN => {
                 seat.kick.came_out();
+                if seat.sampled.swap(false, Ordering::SeqCst)
+                    && let Ok(regs) = fd.get_regs()
+                {
+                    common.outside.sampled(seat.vcpu, regs.rip);
+                }
                 if seat.halted.swap(false, Ordering::SeqCst) {
                     revive(seat, fd);
                 } else if seat.nudged.swap(false, Ordering::SeqCst) {
