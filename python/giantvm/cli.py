@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 
 import giantvm
-from giantvm import status
+from giantvm import profile, status
 from giantvm.config import Config
 from giantvm.errors import ConfigError
+from giantvm.symbols import Symbols
 
 __all__ = ["main"]
 
@@ -27,7 +28,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"giantvm: {error}", file=sys.stderr)
         return 2
+    if options.command == "top":
+        return _top(config, options)
     return _status(config, options.timeout, options.interval, as_json=options.json)
+
+
+def _top(config: Config, options: argparse.Namespace) -> int:
+    try:
+        symbols = Symbols.load(options.symbols) if options.symbols else Symbols()
+    except ConfigError as error:
+        print(f"giantvm: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(profile.dump(config, symbols, options.timeout))
+        return 0
+    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() and not options.once else ""
+    before = status.query(config, options.timeout)
+    while True:
+        try:
+            time.sleep(options.interval)
+            now = status.query(config, options.timeout)
+            print(f"{clear}{profile.render(before, now, symbols, options.rows)}", flush=True)
+        except KeyboardInterrupt:
+            return 0
+        answers = any(sample.report is not None for sample in now)
+        if options.once or not answers:
+            return 0 if answers else 1
+        before = now
 
 
 def _status(config: Config, timeout_s: float, interval_s: float, *, as_json: bool) -> int:
@@ -51,23 +78,49 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser(
         "status", help="show the nodes of a cluster, their regions, and how much moves"
     )
-    show.add_argument("--config", required=True, metavar="FILE", help="the cluster file")
-    show.add_argument(
+    _add_query(show)
+    show.add_argument("--json", action="store_true", help="print what the nodes say, as JSON")
+    hot = commands.add_parser(
+        "top", help="show where the guest of a virtual machine waits for pages, as it runs"
+    )
+    _add_query(hot)
+    hot.add_argument(
+        "--symbols",
+        metavar="FILE",
+        help="the System.map of the guest's kernel, or an ELF file, to name places",
+    )
+    hot.add_argument(
+        "--rows", type=_rows, default=20, metavar="N", help="how many places (default: 20)"
+    )
+    hot.add_argument("--once", action="store_true", help="show it once and end")
+    hot.add_argument("--json", action="store_true", help="print the profiles as JSON and end")
+    return parser
+
+
+def _add_query(parser: argparse.ArgumentParser) -> None:
+    """What commands that ask the nodes have in common."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="the cluster file")
+    parser.add_argument(
         "--timeout",
         type=seconds,
         default=2.0,
         metavar="SECONDS",
         help="how long to wait for a node (default: 2)",
     )
-    show.add_argument(
+    parser.add_argument(
         "--interval",
         type=seconds,
         default=1.0,
         metavar="SECONDS",
         help="how long to watch for the rates (default: 1)",
     )
-    show.add_argument("--json", action="store_true", help="print what the nodes say, as JSON")
-    return parser
+
+
+def _rows(text: str) -> int:
+    """A number of rows, at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows, like 20")
+    return int(text)
 
 
 def seconds(text: str) -> float:
