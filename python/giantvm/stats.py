@@ -42,6 +42,8 @@ class RegionStats:
     """Pages that came without their bytes: the frame here still had them."""
     invalidations: int
     """Copies dropped here because another node was to write."""
+    pages_evicted: int
+    """Frames given back because this node had more than its share."""
     pages_held: int
     """Pages under `Region.hold` now."""
     contended: tuple[tuple[int, int], ...]
@@ -79,6 +81,7 @@ class RegionStats:
             bytes_received=int(report["bytes_received"]),
             data_free_grants=int(report["data_free_grants"]),
             invalidations=int(report["invalidations"]),
+            pages_evicted=int(report["pages_evicted"]),
             pages_held=int(report["pages_held"]),
             contended=tuple((int(page), int(count)) for page, count in report["contended"]),
         )

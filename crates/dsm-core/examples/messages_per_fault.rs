@@ -57,8 +57,14 @@ fn messages(pattern: Pattern, nodes: usize) -> f64 {
         .collect();
     let mut config = Config::new("messages", &vec![1; nodes], pages(nodes), scripts).fifo();
     config.features = Features { check: false, ..Features::default() };
-    let pace =
-        Pace { latency_max: 20, slow_one_in: 1 << 60, run_max: 200, quiet_after: 10, loss_at: 1 };
+    let pace = Pace {
+        latency_max: 20,
+        slow_one_in: 1 << 60,
+        run_max: 200,
+        quiet_after: 10,
+        loss_at: 1,
+        evict_one_in: u64::MAX,
+    };
     match simulate(&config, pace, 1, 50_000_000) {
         Ok(coverage) => coverage.messages as f64 / coverage.faults.max(1) as f64,
         Err(what) => panic!("{what}"),

@@ -99,6 +99,7 @@ fn configs() -> Vec<(Config, &'static str)> {
     let mut configs = one_page();
     configs.extend(several_pages());
     configs.extend(features());
+    configs.extend(evictions());
     configs.extend(losses());
     configs
 }
@@ -391,6 +392,73 @@ fn features() -> Vec<(Config, &'static str)> {
             .with(|features| *features = dsm_core::protocol::Features::default())
             .lease(2),
             "leases kept",
+        ),
+    ]
+}
+
+fn evictions() -> Vec<(Config, &'static str)> {
+    let unchanged = |features: &mut dsm_core::protocol::Features| features.unchanged = true;
+    vec![
+        (
+            Config::new(
+                "3 nodes, 1 page, frames go",
+                &[1, 0, 0],
+                1,
+                vec![on(0, &[write(0)]), on(1, &[read(0), write(0)]), on(2, &[write(0), read(0)])],
+            )
+            .evicting(2),
+            "evicted evicted-copies forwards handed-over void no-data",
+        ),
+        (
+            Config::new(
+                "frames go, a request is repeated",
+                &[1, 1],
+                2,
+                vec![
+                    on(0, &[walk(0), walk(0)]),
+                    on(1, &[write(0), walk(0)]),
+                    on(1, &[walk(1), walk(0)]),
+                ],
+            )
+            .with(unchanged)
+            .evicting(1),
+            "evicted hurry-req no-data unchanged",
+        ),
+        (
+            Config::new(
+                "2 nodes, 2 pages, frames go",
+                &[1, 0],
+                2,
+                vec![
+                    on(0, &[writes(&[0, 1]), read(0)]),
+                    on(1, &[prefetch(&[0, 1]), read(1), write(0)]),
+                ],
+            )
+            .with(unchanged)
+            .evicting(3),
+            "evicted evicted-copies companions no-data",
+        ),
+        (
+            Config::new(
+                "held frames stay",
+                &[1, 0],
+                2,
+                vec![on(0, &[write(0), write(1)]), on(1, &[hold(&[0, 1], Access::Read), read(0)])],
+            )
+            .evicting(3),
+            "evicted evicted-copies holds",
+        ),
+        (
+            Config::new(
+                "a lease, frames go",
+                &[1, 0, 0],
+                2,
+                vec![on(1, &[walk(0), read(1)]), on(2, &[read(0), write(1)])],
+            )
+            .with(unchanged)
+            .lease(2)
+            .evicting(3),
+            "evicted leases forwards",
         ),
     ]
 }

@@ -77,6 +77,9 @@ fn world(seed: u64) -> (Config, Pace) {
     config.lease_pages = [1, 2, 4, 16][random.below(4) as usize];
     config.fifo = random.one_in(2);
     config.calm = random.one_in(3);
+    if random.one_in(2) {
+        config.evictions = 10_000;
+    }
     if nodes > 1 && random.one_in(5) {
         config.loss = Some(random.below(nodes as u64) as usize);
     }
@@ -86,6 +89,7 @@ fn world(seed: u64) -> (Config, Pace) {
         run_max: [2, 20, 100][random.below(3) as usize],
         quiet_after: [1, 30, 300][random.below(3) as usize],
         loss_at: 500,
+        evict_one_in: [1, 4, 30][random.below(3) as usize],
     };
     (config, pace)
 }

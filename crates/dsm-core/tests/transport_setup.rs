@@ -202,7 +202,7 @@ fn a_hello_of_another_make_is_refused_with_the_reason() {
     };
     let refusal = patched(8, 9);
     assert_eq!(refusal.code, RefusalCode::Protocol);
-    assert!(refusal.reason.contains("version 9") && refusal.reason.contains("version 1"));
+    assert!(refusal.reason.contains("version 9") && refusal.reason.contains("version 2"));
     let refusal = patched(49, 0x40);
     assert_eq!(refusal.code, RefusalCode::PageSize);
     assert!(refusal.reason.contains("16384") && refusal.reason.contains("4096"));

@@ -36,6 +36,7 @@ fn request() -> Request {
         via: NodeSet::from_bits(0b1010),
         lease: false,
         companions: Vec::new(),
+        copies: 3,
     }
 }
 
@@ -61,13 +62,16 @@ fn messages() -> Vec<(&'static str, Message)> {
         page_grant(9, ownership(), false, Some(0xabcd)),
     ];
     let waiters = vec![request(), Request { access: Access::Read, ..request() }];
-    let lease = Grant { seq: 5, pages: vec![], lease: Some(Page(512)), waiters: vec![] };
-    let nothing = Grant { seq: 6, pages: vec![], lease: None, waiters: vec![] };
+    let lease = Grant { seq: 5, pages: vec![], lease: Some(Page(512)), waiters: vec![], copies: 1 };
+    let nothing = Grant { seq: 6, pages: vec![], lease: None, waiters: vec![], copies: 2 };
     let page = Page(0x1234);
     vec![
         ("request", Message::Request(request())),
         ("request-companions", Message::Request(read)),
-        ("grant", Message::Grant(Grant { seq: 0x0102_0304, pages, lease: None, waiters })),
+        (
+            "grant",
+            Message::Grant(Grant { seq: 0x0102_0304, pages, lease: None, waiters, copies: 3 }),
+        ),
         ("grant-lease", Message::Grant(lease)),
         (
             "invalidate",

@@ -17,6 +17,7 @@ use crate::transport::Transport;
 use crate::types::{Access, NodeId, Page, RegionId, ThreadId};
 
 use super::ages::Ages;
+use super::budget::Budget;
 use super::command::{Command, HoldRequest};
 use super::observe::Observer;
 use super::pace::{Nudge, Pace};
@@ -35,6 +36,8 @@ pub struct EngineConfig {
     pub workers: usize,
     /// How workers wait.
     pub wait: WaitMode,
+    /// Frames that the node gives to regions; beyond, those that can be had again are given back.
+    pub frames: u64,
     /// Most holds at a time.
     pub holds_max: u32,
     /// Most pages of one hold, and of one prefetch.
@@ -44,7 +47,7 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// The defaults for node `me` of `nodes`: one worker that waits adaptively; 64 holds of 64 MiB
+    /// The defaults for node `me` of `nodes`: one worker that waits adaptively; any amount of memory; 64 holds of 64 MiB
     /// for 10 seconds.
     pub fn new(me: NodeId, nodes: usize) -> Self {
         Self {
@@ -52,6 +55,7 @@ impl EngineConfig {
             nodes,
             workers: 1,
             wait: WaitMode::default(),
+            frames: u64::MAX,
             holds_max: 64,
             hold_pages_max: 16 * 1024,
             hold_keep_max: Duration::from_secs(10),
@@ -208,7 +212,8 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         let events: Arc<dyn Fn(EngineEvent) + Send + Sync> = Arc::new(events);
         let ages = Arc::new(Ages::new());
-        let mut workers = Vec::new();
+        let budget = Arc::new(Budget::new(config.frames));
+        let mut workers: Vec<WorkerHandle> = Vec::new();
         for index in 0..config.workers.max(1) {
             let (commands, receiver) = mpsc::channel();
             let wake = Arc::new(Wake::new().map_err(EngineError::Start)?);
@@ -219,6 +224,7 @@ impl Engine {
                 Arc::clone(&wake),
                 Arc::clone(&events),
                 Arc::clone(&ages),
+                Arc::clone(&budget),
             )
             .map_err(EngineError::Start)?;
             let thread = std::thread::Builder::new()
@@ -227,6 +233,7 @@ impl Engine {
                 .map_err(EngineError::Start)?;
             workers.push(WorkerHandle { commands, wake, thread: Some(thread) });
         }
+        budget.set_workers(workers.iter().map(|worker| Arc::clone(&worker.wake)).collect());
         Ok(Self {
             config,
             workers,

@@ -8,11 +8,14 @@
 //! Nothing here calls Python, waits for a thread of the application, or touches a view.
 
 mod ages;
+mod budget;
 mod command;
+mod evict;
 mod handle;
 mod observe;
 mod pace;
 mod read_ahead;
+mod residency;
 mod shard;
 mod stats;
 mod wait;

@@ -10,11 +10,13 @@ use crate::types::{Access, NodeId, PAGE_SIZE, Page, RegionId, ThreadId};
 use crate::uffd::Fault;
 
 use super::ages::Ages;
+use super::budget::Budget;
 use super::command::{HoldRequest, Reply};
 use super::handle::HoldError;
 use super::observe::{Observed, Observer};
 use super::pace::{Nudge, Pace};
 use super::read_ahead::{Milestones, ReadAhead};
+use super::residency::Residency;
 use super::stats::{Contended, FaultKind, Latency, RegionStats};
 use super::watch::{Progress, Watch};
 
@@ -41,7 +43,7 @@ struct Hold {
 pub(super) struct Shard {
     pub(super) region: RegionId,
     pub(super) memory: Arc<RegionMemory>,
-    protocol: Protocol,
+    pub(super) protocol: Protocol,
     watch: Watch,
     nudge: Option<Nudge>,
     observer: Option<Observer>,
@@ -52,19 +54,24 @@ pub(super) struct Shard {
     contentions: u64,
     holds: HashMap<ThreadId, Hold>,
     holds_expired: u64,
+    pub(super) residency: Residency,
+    budget: Arc<Budget>,
 }
 
 /// The world as the protocol sees it during one call.
-struct World<'a> {
+pub(super) struct World<'a> {
     region: RegionId,
     memory: &'a RegionMemory,
     payload: &'a [u8],
-    outgoing: &'a mut Vec<Outgoing>,
+    pub(super) outgoing: &'a mut Vec<Outgoing>,
     installs: Vec<(Page, Access)>,
     installed: Vec<Page>,
     contended: &'a mut Contended,
     observer: Option<&'a Observer>,
     left_out: Option<&'a mut Milestones>,
+    residency: &'a mut Residency,
+    budget: &'a Budget,
+    discards: Vec<Page>,
     error: Option<MemoryError>,
 }
 
@@ -76,9 +83,11 @@ impl Shard {
         settings: Settings,
         stripe: usize,
         ages: Arc<Ages>,
+        budget: Arc<Budget>,
     ) -> Self {
         let served = memory.stripe_pages(stripe);
         let read_ahead = ReadAhead::new(served.clone(), settings.features.fault_around);
+        let residency = Residency::new(served.clone());
         let protocol = Protocol::new(settings).restricted_to(served);
         Self {
             region,
@@ -94,11 +103,13 @@ impl Shard {
             contentions: 0,
             holds: HashMap::new(),
             holds_expired: 0,
+            residency,
+            budget,
         }
     }
 
     /// Runs one call of the protocol, then applies what it asked of the memory.
-    fn run<R>(
+    pub(super) fn run<R>(
         &mut self,
         payload: &[u8],
         outgoing: &mut Vec<Outgoing>,
@@ -115,10 +126,14 @@ impl Shard {
             observer: self.observer.as_ref(),
             // A hold promises that its pages are mapped.
             left_out: self.read_ahead.milestones().filter(|_| self.holds.is_empty()),
+            residency: &mut self.residency,
+            budget: &self.budget,
+            discards: Vec::new(),
             error: None,
         };
         let result = call(&mut self.protocol, &mut world);
         world.apply_installs();
+        world.apply_discards();
         let World { error, installed, .. } = world;
         if !installed.is_empty() {
             self.record(&installed);
@@ -357,7 +372,8 @@ impl Shard {
         let mut stats = RegionStats {
             counters: *self.protocol.counters(),
             latency: self.latency.clone(),
-            metadata_bytes: self.protocol.metadata_bytes(),
+            metadata_bytes: self.protocol.metadata_bytes() + self.residency.allocated_bytes(),
+            frames: self.residency.count(),
             holds: self.holds.len() as u64,
             pages_held: self.holds.values().map(|hold| hold.pages).sum(),
             holds_expired: self.holds_expired,
@@ -388,8 +404,31 @@ impl World<'_> {
             let pages = run[0].0..Page(run[run.len() - 1].0.0 + 1);
             let result = self.memory.install(pages, run[0].1);
             self.keep(result);
+            let new = run.iter().filter(|&&(page, _)| self.residency.mapped(page)).count();
+            self.budget.added(new as u64);
             self.installed.extend(run.iter().map(|&(page, _)| page));
         }
+    }
+
+    /// Gives back the frames that were collected, neighbours in one call.
+    fn apply_discards(&mut self) {
+        let mut discards = std::mem::take(&mut self.discards);
+        discards.sort_unstable();
+        for run in discards.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let pages = run[0]..Page(run[run.len() - 1].0 + 1);
+            let result = self.memory.revoke(pages.clone()).and_then(|()| self.memory.punch(pages));
+            self.keep(result);
+            let gone = run.iter().filter(|&&page| self.residency.gone(page)).count();
+            self.budget.gone(gone as u64);
+        }
+    }
+
+    /// The frame of `page` is about to be used, which makes one if there is none.
+    fn use_frame(&mut self, page: Page) {
+        if self.discards.contains(&page) {
+            self.apply_discards();
+        }
+        self.budget.added(u64::from(self.residency.exists(page)));
     }
 
     /// Rights are about to be taken from `pages`: what was collected comes first.
@@ -417,6 +456,10 @@ impl World<'_> {
 
 impl Effects for World<'_> {
     fn send(&mut self, to: NodeId, message: Message) {
+        if let Message::Grant(grant) = &message {
+            let with_data = grant.pages.iter().filter(|granted| granted.data);
+            with_data.for_each(|granted| self.use_frame(granted.page));
+        }
         self.outgoing.push(Outgoing { to, region: self.region, message });
     }
 
@@ -425,6 +468,7 @@ impl Effects for World<'_> {
         let bytes = self.payload.get(start..start + PAGE_SIZE).and_then(|b| b.try_into().ok());
         // The decoder has checked that every grant with data has its bytes.
         if let Some(bytes) = bytes {
+            self.use_frame(page);
             let result = self.memory.copy_in(page, bytes);
             self.keep(result);
         }
@@ -437,6 +481,9 @@ impl Effects for World<'_> {
         {
             return;
         }
+        if self.discards.contains(&page) {
+            self.apply_discards();
+        }
         self.installs.push((page, right));
     }
 
@@ -448,6 +495,11 @@ impl Effects for World<'_> {
         self.over_runs(pages, RegionMemory::revoke);
     }
 
+    fn discard(&mut self, page: Page) {
+        self.settle(&[page]);
+        self.discards.push(page);
+    }
+
     fn poison(&mut self, page: Page) {
         self.settle(&[page]);
         let result = self.memory.poison(page..Page(page.0 + 1));
@@ -455,6 +507,7 @@ impl Effects for World<'_> {
     }
 
     fn fingerprint(&mut self, page: Page) -> u64 {
+        self.use_frame(page);
         match self.memory.fingerprint(page) {
             Ok(fingerprint) => fingerprint,
             Err(error) => {

@@ -158,6 +158,8 @@ pub struct RegionStats {
     pub contended: Vec<(Page, u64)>,
     /// Bytes of metadata.
     pub metadata_bytes: u64,
+    /// Frames that the region has here.
+    pub frames: u64,
     /// Holds that are complete or gathering.
     pub holds: u64,
     /// Pages of these.
@@ -185,6 +187,7 @@ impl RegionStats {
         self.contended.sort_unstable_by_key(|&(page, count)| (std::cmp::Reverse(count), page));
         self.contended.truncate(10);
         self.metadata_bytes += other.metadata_bytes;
+        self.frames += other.frames;
         self.holds += other.holds;
         self.pages_held += other.pages_held;
         self.holds_expired += other.holds_expired;

@@ -19,7 +19,9 @@ use crate::uffd::FaultBuffer;
 use crate::wire;
 
 use super::ages::Ages;
+use super::budget::Budget;
 use super::command::Command;
+use super::evict::{Pressure, Shortage};
 use super::handle::{EngineConfig, EngineEvent};
 use super::shard::{Outgoing, Shard};
 use super::wait::Waiter;
@@ -102,6 +104,8 @@ pub(super) struct Worker {
     wake: Arc<Wake>,
     events: Arc<dyn Fn(EngineEvent) + Send + Sync>,
     ages: Arc<Ages>,
+    budget: Arc<Budget>,
+    shortage: Shortage,
     epoll: OwnedFd,
     links: BTreeMap<NodeId, Link>,
     /// The keys of `links`.
@@ -130,6 +134,7 @@ impl Worker {
         wake: Arc<Wake>,
         events: Arc<dyn Fn(EngineEvent) + Send + Sync>,
         ages: Arc<Ages>,
+        budget: Arc<Budget>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &wake.0, Source::Commands.data(), epoll::EventFlags::IN)?;
@@ -141,6 +146,8 @@ impl Worker {
             wake,
             events,
             ages,
+            budget,
+            shortage: Shortage::default(),
             epoll,
             links: BTreeMap::new(),
             peers: Vec::new(),
@@ -169,9 +176,10 @@ impl Worker {
             let watching = self.attend();
             self.dispatch();
             self.shards.values_mut().for_each(Shard::messages_left);
+            let pressure = self.make_room();
             let sleeps = self.waiter.may_sleep() && !self.looks_on(watching);
             if sleeps || self.sources() > LOOK_SOURCES_MAX {
-                let slept = self.wait(&mut events, watching);
+                let slept = self.wait(&mut events, watching, pressure);
                 self.waiter.turned(!events.is_empty(), slept);
                 for event in events.drain(..) {
                     match Source::of(event.data) {
@@ -228,12 +236,24 @@ impl Worker {
     }
 
     /// Waits for events; says how long it slept, if it did.
-    fn wait(&mut self, events: &mut Vec<epoll::Event>, watching: bool) -> Option<Duration> {
-        let may_sleep = self.waiter.may_sleep();
+    fn wait(
+        &mut self,
+        events: &mut Vec<epoll::Event>,
+        watching: bool,
+        pressure: Pressure,
+    ) -> Option<Duration> {
+        let may_sleep = self.waiter.may_sleep() && pressure != Pressure::GoesOn;
         let timeout = match (may_sleep, watching) {
             (false, _) => Some(Duration::ZERO),
             (true, true) => self.shards.values().map(|shard| shard.pace().look).min(),
             (true, false) => self.next_sweep(),
+        };
+        let timeout = match pressure {
+            Pressure::Stuck(until) => {
+                let rest = until.saturating_duration_since(Instant::now());
+                Some(timeout.map_or(rest, |timeout| timeout.min(rest)))
+            }
+            Pressure::None | Pressure::GoesOn => timeout,
         };
         let began = may_sleep.then(Instant::now);
         let timeout = timeout.and_then(|timeout| rustix::event::Timespec::try_from(timeout).ok());
@@ -248,6 +268,23 @@ impl Worker {
         }
         self.sleeps += u64::from(may_sleep);
         began.map(|began| began.elapsed())
+    }
+
+    /// Gives frames back where there are too many, when the messages of this turn have left: they may
+    /// have bytes of these frames.
+    fn make_room(&mut self) -> Pressure {
+        if self.budget.excess() == 0 {
+            self.shortage = Shortage::default();
+            return Pressure::None;
+        }
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        let mut shortage = std::mem::take(&mut self.shortage);
+        let budget = Arc::clone(&self.budget);
+        self.each_shard(|shard| shortage.relieve(shard, &budget, &mut outgoing));
+        let pressure = shortage.pressure(&budget);
+        (self.outgoing, self.shortage) = (outgoing, shortage);
+        self.dispatch();
+        pressure
     }
 
     fn next_sweep(&self) -> Option<Duration> {
@@ -334,8 +371,8 @@ impl Worker {
                 if let Some(uffd) = memory.stripes().get(self.index) {
                     self.watch_fd(uffd.as_fd(), Source::Faults(region));
                 }
-                let shard =
-                    Shard::new(region, memory, *settings, self.index, Arc::clone(&self.ages));
+                let (ages, budget) = (Arc::clone(&self.ages), Arc::clone(&self.budget));
+                let shard = Shard::new(region, memory, *settings, self.index, ages, budget);
                 self.shards.insert(region, shard);
                 self.regions = self.shards.keys().copied().collect();
                 let _ = reply.try_send(());

@@ -61,6 +61,8 @@ counters! {
     kept,
     /// Grants that an invalidation had overtaken.
     void_grants,
+    /// Frames given back because memory was short.
+    evicted,
     /// Messages sent.
     messages_sent,
 }

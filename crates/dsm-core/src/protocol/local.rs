@@ -381,7 +381,8 @@ impl Protocol {
         for page in std::iter::once(page).chain(others.clone()) {
             self.pending(page).request = Some(outstanding);
         }
-        self.outbound.insert(seq, Outbound { page, companions: others.collect() });
+        let outbound = Outbound { page, companions: others.collect(), copies: 1, closed: false };
+        self.outbound.insert(seq, outbound);
         if lease {
             self.leasing.insert(self.table.block_start(page), seq);
         }
@@ -396,6 +397,7 @@ impl Protocol {
             via: NodeSet::EMPTY,
             lease,
             companions,
+            copies: 1,
         };
         self.send(owner, Message::Request(request), fx);
         if access == Access::Write && !self.episodes.holds(page) {
@@ -427,7 +429,9 @@ impl Protocol {
     /// An older episode waits for a request that is under way: whoever keeps it waiting must know.
     /// The repetition has no companions; if it is answered a second time, no harm is done.
     fn hurry_request<E: Effects>(&mut self, seq: u32, age: Age, fx: &mut E) {
-        let Some(outbound) = self.outbound.get(&seq) else { return };
+        let Some(outbound) = self.outbound.get(&seq).filter(|outbound| !outbound.closed) else {
+            return;
+        };
         let page = outbound.page;
         let pages: Vec<Page> =
             std::iter::once(page).chain(outbound.companions.iter().copied()).collect();
@@ -457,7 +461,11 @@ impl Protocol {
             via: NodeSet::EMPTY,
             lease: self.leasing.get(&self.table.block_start(page)) == Some(&seq),
             companions: Vec::new(),
+            copies: 1,
         };
+        if let Some(outbound) = self.outbound.get_mut(&seq) {
+            outbound.copies = outbound.copies.saturating_add(1);
+        }
         self.send(owner, Message::Request(request), fx);
     }
 

@@ -54,6 +54,9 @@ pub struct Request {
     pub lease: bool,
     /// Pages wanted as well, ascending; at most [`COMPANIONS_MAX`].
     pub companions: Vec<Companion>,
+    /// How many copies of the request this one stands for: one, and those that it met in a queue.
+    /// The answer repeats it, so that the requester knows when none is under way any more.
+    pub copies: u8,
 }
 
 /// A page that would be welcome with a requested one: the next of a scan, or of a convoy.
@@ -79,6 +82,8 @@ pub struct Grant {
     pub lease: Option<Page>,
     /// Requests for the first page that were waiting at the old owner; they wait at the new one.
     pub waiters: Vec<Request>,
+    /// [`Request::copies`].
+    pub copies: u8,
 }
 
 /// One page of a [`Grant`].

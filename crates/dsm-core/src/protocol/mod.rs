@@ -26,6 +26,7 @@
 
 mod counters;
 mod episode;
+mod evict;
 #[cfg(feature = "mutations")]
 mod inspect;
 mod local;
@@ -40,6 +41,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 pub use counters::Counters;
+pub use evict::Eviction;
 pub use message::{
     COMPANIONS_MAX, Companion, Grant, Hint, Invalidate, InvalidateAck, Message, PageGrant, Request,
     Right,
@@ -69,6 +71,8 @@ pub trait Effects {
     fn protect(&mut self, pages: &[Page]);
     /// Takes away every right; the frame keeps its bytes.
     fn revoke(&mut self, pages: &[Page]);
+    /// Takes away every right, and gives the frame back: its bytes are zero from now on.
+    fn discard(&mut self, page: Page);
     /// Takes away every right for good: who touches the page learns that it is lost.
     fn poison(&mut self, page: Page);
     /// A fingerprint of the frame's bytes. Called only while nobody can write them.
@@ -240,11 +244,18 @@ struct Outstanding {
     void_below: Version,
 }
 
-/// A request without an answer.
+/// A request without an answer, or one of which copies are still under way.
+///
+/// A copy may be answered at any time, and without bytes if the frame had them when it was sent: so
+/// the frames that it speaks of stay until none is under way.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Outbound {
     page: Page,
     companions: Vec<Page>,
+    /// Copies under way; at the most that the type can count, it is not known any more.
+    copies: u8,
+    /// It has been answered.
+    closed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -331,7 +342,7 @@ impl Protocol {
 
     /// Requests of this node without an answer.
     pub fn outstanding(&self) -> usize {
-        self.outbound.len()
+        self.outbound.values().filter(|outbound| !outbound.closed).count()
     }
 
     /// What has happened since the start.

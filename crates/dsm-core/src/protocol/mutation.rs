@@ -21,11 +21,16 @@ pub enum Mutation {
     CompanionWhileBusy,
     TakeFromHold,
     KeepVersion,
+    EvictWhileRequested,
+    EvictWhileCopiesAreUnderWay,
+    EvictWithoutForgetting,
+    EvictTheOnlyBytes,
+    EvictHeld,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 22] = [
         Self::WriteBeforeLastAck,
         Self::IgnoreInvalidation,
         Self::DropAcknowledgement,
@@ -43,5 +48,10 @@ impl Mutation {
         Self::CompanionWhileBusy,
         Self::TakeFromHold,
         Self::KeepVersion,
+        Self::EvictWhileRequested,
+        Self::EvictWhileCopiesAreUnderWay,
+        Self::EvictWithoutForgetting,
+        Self::EvictTheOnlyBytes,
+        Self::EvictHeld,
     ];
 }

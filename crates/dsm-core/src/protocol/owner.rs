@@ -58,15 +58,18 @@ impl Protocol {
         let entry = self.table.get(request.page);
         match entry.role {
             Role::Holder { owner, owner_since } if request.owner_since <= owner_since => {
-                if self.outbound.contains_key(&request.seq) {
+                let asked = |outbound: &super::Outbound| !outbound.closed;
+                if self.outbound.get(&request.seq).is_some_and(asked) {
                     let request = Request { owner_since, ..request };
                     self.send(owner, Message::Request(request), fx);
+                } else {
+                    self.count_answered(request.seq, request.copies);
                 }
             }
             // The page is on its way to us; to ask again before it is here would only run in
             // circles, and forget what a lease under way belongs to.
             Role::Holder { .. } => self.enqueue(request, fx),
-            Role::Owner { .. } => self.close(request.seq, fx),
+            Role::Owner { .. } => self.close_own(&request, fx),
         }
     }
 
@@ -80,7 +83,7 @@ impl Protocol {
         self.table.lease(page, request.requester);
         self.counters.leases += 1;
         let lease = Some(self.table.block_start(page));
-        let grant = Grant { seq: request.seq, pages: Vec::new(), lease, waiters: Vec::new() };
+        let grant = Grant { lease, ..refusal(request) };
         self.send(request.requester, Message::Grant(grant), fx);
         true
     }
@@ -93,7 +96,10 @@ impl Protocol {
         let waiters = &mut self.pending(page).waiters;
         let mut replaced = None;
         match waiters.iter_mut().find(|waiter| waiter.requester == request.requester) {
-            Some(waiter) if waiter.seq == request.seq => waiter.age = waiter.age.min(age),
+            Some(waiter) if waiter.seq == request.seq => {
+                waiter.age = waiter.age.min(age);
+                waiter.copies = waiter.copies.saturating_add(request.copies);
+            }
             Some(waiter) if newer(request.seq, waiter.seq) => {
                 replaced = Some(std::mem::replace(waiter, request));
             }
@@ -101,13 +107,11 @@ impl Protocol {
             None => waiters.push(request),
         }
         if let Some(old) = replaced.take_if(|old| old.requester == self.me()) {
-            self.close(old.seq, fx);
+            self.close_own(&old, fx);
         }
         if let Some(old) = replaced {
             // The requester has moved on: close the earlier request, its companions refused.
-            let refusal =
-                Grant { seq: old.seq, pages: Vec::new(), lease: None, waiters: Vec::new() };
-            self.send(old.requester, Message::Grant(refusal), fx);
+            self.send(old.requester, Message::Grant(refusal(&old)), fx);
         }
         self.hurry_invalidation(page, age, fx);
     }
@@ -143,7 +147,7 @@ impl Protocol {
                 return;
             }
             match self.take_waiter(page, requester) {
-                Some(request) if own => self.close(request.seq, fx),
+                Some(request) if own => self.close_own(&request, fx),
                 Some(request) => self.grant(request, fx),
                 None => return,
             }
@@ -204,7 +208,7 @@ impl Protocol {
                 waiter.owner_since = owner_since;
             }
         }
-        let grant = Grant { seq: request.seq, pages, lease: None, waiters };
+        let grant = Grant { pages, waiters, ..refusal(&request) };
         self.send(request.requester, Message::Grant(grant), fx);
         for node in request.via.without(self.me()).without(request.requester).iter() {
             let hint = Hint { page: request.page, owner, owner_since };
@@ -296,7 +300,7 @@ impl Protocol {
     }
 
     /// What an owner knows of its page; leaving `Modified`, whether the bytes have changed.
-    fn close_entry<E: Effects>(
+    pub(super) fn close_entry<E: Effects>(
         &mut self,
         page: Page,
         entry: &Entry,
@@ -328,6 +332,12 @@ impl Protocol {
         self.table.put(page, given);
         self.episodes.lost(page, None, &mut self.rewant);
     }
+}
+
+/// The answer to `request` that gives nothing.
+fn refusal(request: &Request) -> Grant {
+    let Request { seq, copies, .. } = *request;
+    Grant { seq, pages: Vec::new(), lease: None, waiters: Vec::new(), copies }
 }
 
 /// Migratory detection after Cox and Fowler, "Adaptive Cache Coherency for Detecting Migratory

@@ -93,7 +93,8 @@ impl Protocol {
         grant: Grant,
         fx: &mut E,
     ) -> Result<(), Violation> {
-        let Grant { seq, pages, lease, waiters } = grant;
+        let Grant { seq, pages, lease, waiters, copies } = grant;
+        self.count_answered(seq, copies);
         if let Some(page) = lease {
             self.take_lease(from, seq, page)?;
         }
@@ -237,16 +238,42 @@ impl Protocol {
                 continue;
             }
             if waiter.requester == self.me() {
-                self.close(waiter.seq, fx);
+                self.close_own(&waiter, fx);
             } else {
                 self.enqueue(waiter, fx);
             }
         }
     }
 
+    /// Some copies of request `seq` are not under way any more.
+    pub(super) fn count_answered(&mut self, seq: u32, copies: u8) {
+        let Some(outbound) = self.outbound.get_mut(&seq) else { return };
+        if outbound.copies < u8::MAX {
+            outbound.copies = outbound.copies.saturating_sub(copies);
+        }
+        self.forget_answered(seq);
+    }
+
+    fn forget_answered(&mut self, seq: u32) {
+        if self.outbound.get(&seq).is_some_and(|outbound| outbound.closed && outbound.copies == 0) {
+            self.outbound.remove(&seq);
+        }
+    }
+
+    /// A request of this node has met its own ownership.
+    pub(super) fn close_own<E: Effects>(&mut self, request: &Request, fx: &mut E) {
+        self.count_answered(request.seq, request.copies);
+        self.close(request.seq, fx);
+    }
+
     /// Request `seq` has been answered: what it did not bring and is still needed is asked for again.
-    pub(super) fn close<E: Effects>(&mut self, seq: u32, fx: &mut E) {
-        let Some(outbound) = self.outbound.remove(&seq) else { return };
+    fn close<E: Effects>(&mut self, seq: u32, fx: &mut E) {
+        let Some(outbound) = self.outbound.get_mut(&seq).filter(|outbound| !outbound.closed) else {
+            return;
+        };
+        outbound.closed = true;
+        let outbound = outbound.clone();
+        self.forget_answered(seq);
         let start = self.table.block_start(outbound.page);
         let leased = self.leasing.get(&start) == Some(&seq);
         let mut pages = vec![outbound.page];

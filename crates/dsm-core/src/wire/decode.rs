@@ -74,6 +74,7 @@ fn request_with_companions(body: &[u8], limits: &Limits) -> Result<Request, Wire
 /// The fixed part of a request.
 fn request(raw: &RawRequest, limits: &Limits) -> Result<Request, WireError> {
     zero("request.flags", (raw.flags & !(REQUEST_WRITE | REQUEST_LEASE)).into())?;
+    raw.reserved.iter().try_for_each(|&byte| zero("request", byte.into()))?;
     Ok(Request {
         page: page("request.page", raw.page.get(), limits)?,
         access: if raw.flags & REQUEST_WRITE != 0 { Access::Write } else { Access::Read },
@@ -85,6 +86,7 @@ fn request(raw: &RawRequest, limits: &Limits) -> Result<Request, WireError> {
         via: nodes("request.via", raw.via.get(), limits)?,
         lease: raw.flags & REQUEST_LEASE != 0,
         companions: Vec::new(),
+        copies: copies("request", raw.copies)?,
     })
 }
 
@@ -92,7 +94,7 @@ fn grant(body: &[u8], limits: &Limits) -> Result<Grant, WireError> {
     const MESSAGE: &str = "grant";
     let (raw, rest) = take::<RawGrant>(MESSAGE, body)?;
     zero("grant.flags", (raw.flags & !GRANT_LEASE).into())?;
-    zero("grant", raw.reserved.into())?;
+    let copies = copies(MESSAGE, raw.copies)?;
     let pages = at_most("grant.pages", raw.pages.into(), PAYLOAD_PAGES_MAX as u64)? as usize;
     let waiters = at_most("grant.waiters", raw.waiters.into(), WAITERS_MAX as u64)? as usize;
     let pages_len = pages * size_of::<RawPageGrant>();
@@ -110,7 +112,15 @@ fn grant(body: &[u8], limits: &Limits) -> Result<Grant, WireError> {
     }
     let pages = granted_pages(pages, limits)?;
     let waiters = granted_waiters(waiters, pages.first(), limits)?;
-    Ok(Grant { seq: raw.seq.get(), pages, lease, waiters })
+    Ok(Grant { seq: raw.seq.get(), pages, lease, waiters, copies })
+}
+
+/// Every request that is under way is at least one.
+fn copies(message: &'static str, found: u8) -> Result<u8, WireError> {
+    match found {
+        0 => Err(contradiction(message, "it stands for no copy of the request")),
+        copies => Ok(copies),
+    }
 }
 
 fn granted_pages(bytes: &[u8], limits: &Limits) -> Result<Vec<PageGrant>, WireError> {

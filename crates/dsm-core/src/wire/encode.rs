@@ -111,6 +111,8 @@ fn put_request_head(request: &Request, lease: bool, companions: usize, out: &mut
         requester: request.requester.index() as u8,
         flags,
         companions: companions as u8,
+        copies: request.copies,
+        reserved: [0; 7],
     };
     out.extend_from_slice(raw.as_bytes());
 }
@@ -124,7 +126,7 @@ fn put_grant(grant: &Grant, out: &mut Vec<u8>) {
         pages: grant.pages.len() as u8,
         waiters: grant.waiters.len() as u8,
         flags: if grant.lease.is_some() { GRANT_LEASE } else { 0 },
-        reserved: 0,
+        copies: grant.copies,
     };
     out.extend_from_slice(raw.as_bytes());
     grant.pages.iter().for_each(|page| put_page_grant(page, out));

@@ -29,7 +29,7 @@ layout! {
 
 layout! {
     /// A request; its companions follow.
-    RawRequest, 48 {
+    RawRequest, 56 {
         page: U64,
         have: U64,
         owner_since: U64,
@@ -40,6 +40,8 @@ layout! {
         requester: u8,
         flags: u8,
         companions: u8,
+        copies: u8,
+        reserved: [u8; 7],
     }
 }
 
@@ -64,7 +66,7 @@ layout! {
         pages: u8,
         waiters: u8,
         flags: u8,
-        reserved: u8,
+        copies: u8,
     }
 }
 

@@ -24,7 +24,7 @@ pub use hello::{
 use crate::protocol::COMPANIONS_MAX;
 
 /// Version of everything in this module; nodes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Most bytes in the body of a frame. The largest page message, a grant of 16 pages with 64
 /// waiters, needs 3,856; the rest is room for control messages.

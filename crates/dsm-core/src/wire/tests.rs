@@ -35,18 +35,22 @@ fn age() -> impl Strategy<Value = Age> {
 
 fn waiter(page: impl Strategy<Value = Page>) -> impl Strategy<Value = Request> {
     let access = prop_oneof![Just(Access::Read), Just(Access::Write)];
-    let fields = (page, access, node(), any::<u32>(), version(), age(), version(), nodes());
-    fields.prop_map(|(page, access, requester, seq, have, age, owner_since, via)| Request {
-        page,
-        access,
-        requester,
-        seq,
-        have,
-        age,
-        owner_since,
-        via,
-        lease: false,
-        companions: Vec::new(),
+    let seq = (any::<u32>(), 1..=u8::MAX);
+    let fields = (page, access, node(), seq, version(), age(), version(), nodes());
+    fields.prop_map(|(page, access, requester, (seq, copies), have, age, owner_since, via)| {
+        Request {
+            page,
+            access,
+            requester,
+            seq,
+            have,
+            age,
+            owner_since,
+            via,
+            lease: false,
+            companions: Vec::new(),
+            copies,
+        }
     })
 }
 
@@ -86,8 +90,9 @@ fn page_grant() -> impl Strategy<Value = PageGrant> {
 fn grant() -> impl Strategy<Value = Grant> {
     let pages = vec(page_grant(), 1..=PAYLOAD_PAGES_MAX);
     let waiters = vec(waiter(page()), 0..=WAITERS_MAX);
-    (any::<u32>(), pages, proptest::option::weighted(0.2, page()), waiters).prop_map(
-        |(seq, mut pages, lease, mut waiters)| {
+    let number = (any::<u32>(), 1..=u8::MAX);
+    (number, pages, proptest::option::weighted(0.2, page()), waiters).prop_map(
+        |((seq, copies), mut pages, lease, mut waiters)| {
             let first = pages[0].page;
             waiters.iter_mut().for_each(|waiter| waiter.page = first);
             let mut seen = Vec::new();
@@ -103,7 +108,7 @@ fn grant() -> impl Strategy<Value = Grant> {
                 pages.clear();
                 waiters.clear();
             }
-            Grant { seq, pages, lease, waiters }
+            Grant { seq, pages, lease, waiters, copies }
         },
     )
 }
@@ -244,6 +249,7 @@ fn a_request() -> Request {
         via: NodeSet::EMPTY,
         lease: false,
         companions: Vec::new(),
+        copies: 1,
     }
 }
 
@@ -262,7 +268,8 @@ fn a_page_grant(page: u64) -> PageGrant {
 }
 
 fn a_grant() -> Grant {
-    Grant { seq: 9, pages: vec![a_page_grant(5)], lease: None, waiters: vec![a_request()] }
+    let (pages, waiters) = (vec![a_page_grant(5)], vec![a_request()]);
+    Grant { seq: 9, pages, lease: None, waiters, copies: 1 }
 }
 
 fn a_hint() -> Hint {
@@ -276,7 +283,7 @@ fn the_largest_messages_fit() {
     let waiters = vec![a_request(); WAITERS_MAX];
     let grant = Message::Grant(Grant { pages, waiters, ..a_grant() });
     let bytes = encoded(&grant);
-    assert_eq!(bytes.len() - HEADER_LEN, 3856);
+    assert_eq!(bytes.len() - HEADER_LEN, 4368);
     assert!(bytes.len() - HEADER_LEN <= BODY_MAX);
     assert_eq!(decoded(&bytes, &limits), Ok(grant));
     let header = FrameHeader::parse_prefix(&bytes).unwrap().unwrap();
@@ -376,7 +383,8 @@ fn bits_without_a_meaning_are_refused() {
         (&request, 32 + 2, 2, "request.via"),
         (&grant, 0, 1, "grant.lease_page"),
         (&grant, 14, 2, "grant.flags"),
-        (&grant, 15, 1, "grant"),
+        (&request, 49, 1, "request"),
+        (&request, 55, 1, "request"),
         (&grant, 16 + 24 + 2, 2, "page_grant.copyset"),
         (&grant, 16 + 32, 1, "page_grant.check"),
         (&grant, 16 + 40, 8, "page_grant.flags"),
@@ -426,6 +434,15 @@ fn messages_that_contradict_themselves_are_refused() {
         patched(&Message::Grant(a_grant()), 64 + 46, 3),
         Err(WireError::Contradiction { what: "a waiter asks for a lease", .. })
     ));
+    for message in [
+        Message::Request(Request { copies: 0, ..a_request() }),
+        Message::Grant(Grant { copies: 0, ..a_grant() }),
+    ] {
+        assert!(matches!(
+            decoded(&encoded(&message), &LIMITS),
+            Err(WireError::Contradiction { what: "it stands for no copy of the request", .. })
+        ));
+    }
     let bytes = encoded(&Message::Grant(a_grant()));
     let header = FrameHeader::new(Kind::Grant, REGION, bytes.len() - HEADER_LEN, 2).unwrap();
     assert_eq!(

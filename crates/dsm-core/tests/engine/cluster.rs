@@ -67,6 +67,18 @@ impl Cluster {
         wait: WaitMode,
         joined: Joined,
     ) -> Option<Self> {
+        Self::start_limited(nodes, pages, workers, wait, joined, &|_| u64::MAX)
+    }
+
+    /// As above; `frames` says how many a node gives.
+    pub(crate) fn start_limited(
+        nodes: usize,
+        pages: u64,
+        workers: usize,
+        wait: WaitMode,
+        joined: Joined,
+        frames: &dyn Fn(usize) -> u64,
+    ) -> Option<Self> {
         let bytes = pages * PAGE_SIZE as u64;
         let mut members: Vec<Member> = Vec::new();
         for index in 0..nodes {
@@ -79,7 +91,9 @@ impl Cluster {
             };
             let events = Arc::new(Mutex::new(Vec::new()));
             let sink = Arc::clone(&events);
-            let config = EngineConfig { workers, wait, ..EngineConfig::new(node(index), nodes) };
+            let frames = frames(index);
+            let config =
+                EngineConfig { workers, wait, frames, ..EngineConfig::new(node(index), nodes) };
             let engine =
                 Engine::start(config, move |event| sink.lock().unwrap().push(event)).unwrap();
             let spec = RegionSpec {

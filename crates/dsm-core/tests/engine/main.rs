@@ -1,6 +1,7 @@
 //! Real pages under several engines.
 
 mod cluster;
+mod evict;
 
 use std::sync::Barrier;
 use std::sync::atomic::Ordering;

@@ -24,10 +24,12 @@ pub struct Coverage {
     pub hurried_invalidations: u64,
     pub handed_over: u64,
     pub holds: u64,
+    pub evicted: u64,
+    pub evicted_copies: u64,
 }
 
 impl Coverage {
-    pub fn rows(&self) -> [(&'static str, u64); 18] {
+    pub fn rows(&self) -> [(&'static str, u64); 20] {
         [
             ("messages", self.messages),
             ("faults", self.faults),
@@ -47,10 +49,12 @@ impl Coverage {
             ("hurry-inv", self.hurried_invalidations),
             ("handed-over", self.handed_over),
             ("holds", self.holds),
+            ("evicted", self.evicted),
+            ("evicted-copies", self.evicted_copies),
         ]
     }
 
-    fn rows_mut(&mut self) -> [&mut u64; 18] {
+    fn rows_mut(&mut self) -> [&mut u64; 20] {
         [
             &mut self.messages,
             &mut self.faults,
@@ -70,6 +74,8 @@ impl Coverage {
             &mut self.hurried_invalidations,
             &mut self.handed_over,
             &mut self.holds,
+            &mut self.evicted,
+            &mut self.evicted_copies,
         ]
     }
 
@@ -85,6 +91,7 @@ impl Coverage {
         self.unchanged += after.left_unchanged - before.left_unchanged;
         self.forwards += after.forwards - before.forwards;
         self.kept += after.kept - before.kept;
+        self.evicted += after.evicted - before.evicted;
     }
 
     pub fn max(&mut self, other: &Self) {

@@ -30,11 +30,15 @@ impl Mapping {
 pub struct Memory {
     pub frames: Vec<u64>,
     pub mappings: Vec<Mapping>,
+    /// Whether the frame exists; one that does not reads as zero.
+    pub present: Vec<bool>,
 }
 
 impl Memory {
     pub fn new(pages: u64) -> Self {
-        Self { frames: vec![0; pages as usize], mappings: vec![Mapping::None; pages as usize] }
+        let pages = pages as usize;
+        let (frames, mappings) = (vec![0; pages], vec![Mapping::None; pages]);
+        Self { frames, mappings, present: vec![false; pages] }
     }
 
     pub fn mapping(&self, page: Page) -> Mapping {
@@ -83,6 +87,11 @@ impl<'a> Turn<'a> {
         }
     }
 
+    /// A frame is used, so it exists from then on.
+    fn use_frame(&mut self, page: Page) {
+        self.memory.present[page.0 as usize] = true;
+    }
+
     fn set(&mut self, page: Page, mapping: Mapping) {
         self.memory.mappings[page.0 as usize] = mapping;
         self.touched.push(page);
@@ -98,6 +107,7 @@ impl Effects for Turn<'_> {
                 self.require(!writable, "granted while it can be written", granted.page);
                 if granted.data {
                     payload.push(self.memory.frame(granted.page));
+                    self.use_frame(granted.page);
                 }
             }
         }
@@ -112,6 +122,7 @@ impl Effects for Turn<'_> {
         let mapped = self.memory.allows(page, Access::Read);
         self.require(!mapped || same, "bytes changed under a reader", page);
         self.memory.frames[page.0 as usize] = value;
+        self.use_frame(page);
         self.touched.push(page);
     }
 
@@ -121,6 +132,7 @@ impl Effects for Turn<'_> {
         let lowers = mapping == Mapping::Write && right == Access::Read;
         self.require(!lowers, "an installation took away a right", page);
         self.set(page, Mapping::of(right));
+        self.use_frame(page);
         self.installed.push((page, right));
     }
 
@@ -140,6 +152,14 @@ impl Effects for Turn<'_> {
         }
     }
 
+    fn discard(&mut self, page: Page) {
+        let mapping = self.memory.mapping(page);
+        self.require(mapping != Mapping::Poisoned, "discarded after poisoning", page);
+        self.set(page, Mapping::None);
+        self.memory.frames[page.0 as usize] = 0;
+        self.memory.present[page.0 as usize] = false;
+    }
+
     fn poison(&mut self, page: Page) {
         self.poisoned = true;
         self.set(page, Mapping::Poisoned);
@@ -148,6 +168,7 @@ impl Effects for Turn<'_> {
     fn fingerprint(&mut self, page: Page) -> u64 {
         let writable = self.memory.allows(page, Access::Write);
         self.require(!writable, "fingerprint of bytes that can be written", page);
+        self.use_frame(page);
         self.memory.frame(page)
     }
 

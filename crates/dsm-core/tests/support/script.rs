@@ -83,6 +83,8 @@ pub struct Config {
     pub loss: Option<usize>,
     /// Messages of one node to another arrive in order.
     pub fifo: bool,
+    /// How many frames are given back, at any moment.
+    pub evictions: u32,
     /// A thread's next instruction comes only after its episode has ended.
     pub calm: bool,
     pub mutation: Option<Mutation>,
@@ -110,6 +112,7 @@ impl Config {
             loss: None,
             fifo: false,
             calm: false,
+            evictions: 0,
             mutation: None,
         }
     }
@@ -132,6 +135,11 @@ impl Config {
 
     pub fn fifo(mut self) -> Self {
         self.fifo = true;
+        self
+    }
+
+    pub fn evicting(mut self, frames: u32) -> Self {
+        self.evictions = frames;
         self
     }
 

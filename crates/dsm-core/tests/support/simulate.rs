@@ -55,6 +55,8 @@ pub struct Pace {
     pub quiet_after: u64,
     /// When the lost node is lost.
     pub loss_at: u64,
+    /// After one event in this many a node gives a frame back.
+    pub evict_one_in: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -124,6 +126,7 @@ impl Simulation<'_> {
             }
             self.happen(event)?;
             self.send();
+            self.evict()?;
             self.schedule_threads();
             for page in std::mem::take(&mut self.world.touched) {
                 self.world.check_page_rights(page)?;
@@ -179,6 +182,25 @@ impl Simulation<'_> {
             }
             Event::End(node) => self.world.apply(self.config, Action::End(node)),
         }
+    }
+
+    /// A frame goes now and then, as if memory were short.
+    fn evict(&mut self) -> Result<(), String> {
+        let evictions = u64::from(self.config.evictions);
+        if u64::from(self.world.evictions) >= evictions
+            || !self.random.one_in(self.pace.evict_one_in)
+        {
+            return Ok(());
+        }
+        let node = self.random.below(self.config.nodes() as u64) as usize;
+        let page = dsm_core::Page(self.random.below(self.config.pages));
+        if self.world.can_evict(node, page) {
+            let touched = std::mem::take(&mut self.world.touched);
+            self.world.apply(self.config, Action::Evict(node, page))?;
+            self.world.touched.extend(touched);
+            self.send();
+        }
+        Ok(())
     }
 
     fn step(&mut self, thread: usize) -> Result<(), String> {

@@ -81,6 +81,8 @@ pub enum Action {
     Lose(usize),
     /// The node learns of the loss.
     End(usize),
+    /// The node gives a frame back.
+    Evict(usize, Page),
 }
 
 #[derive(Clone)]
@@ -91,6 +93,7 @@ pub struct World {
     /// What the last write that retired stored.
     pub latest: Vec<u64>,
     pub lost: bool,
+    pub evictions: u32,
     /// Pages touched by the last event.
     pub touched: Vec<Page>,
     pub coverage: Coverage,
@@ -120,6 +123,7 @@ impl World {
             network: Vec::new(),
             latest: vec![0; config.pages as usize],
             lost: false,
+            evictions: 0,
             touched: Vec::new(),
             coverage: Coverage::default(),
         }
@@ -135,7 +139,7 @@ impl World {
         for (index, node) in self.nodes.iter().enumerate() {
             sum = sum.wrapping_add(fingerprint(&(node.fingerprint, node.alive, index)));
         }
-        fingerprint(&(sum, &self.threads, &self.latest, self.lost))
+        fingerprint(&(sum, &self.threads, &self.latest, self.lost, self.evictions))
     }
 
     /// How many messages of the same link are ahead of that at `at`.
@@ -184,6 +188,21 @@ impl World {
             }
             None => {}
         }
+        if self.evictions < config.evictions {
+            for index in 0..self.nodes.len() {
+                let pages = (0..config.pages).map(Page).filter(|&page| self.can_evict(index, page));
+                actions.extend(pages.map(|page| Action::Evict(index, page)));
+            }
+        }
+    }
+
+    /// Whether the node has a frame for `page`, and nothing there needs it.
+    pub fn can_evict(&self, node: usize, page: Page) -> bool {
+        let Node { protocol, memory, alive, .. } = &*self.nodes[node];
+        *alive
+            && memory.present[page.0 as usize]
+            && protocol.may_evict(page, protocol.youngest())
+            && protocol.is_dispensable(page)
     }
 
     /// Lets `action` happen, and checks what it did.
@@ -222,6 +241,16 @@ impl World {
                     Ok(())
                 })?;
                 self.network.retain(|envelope| envelope.to.index() != node);
+            }
+            Action::Evict(node, page) => {
+                self.evictions += 1;
+                self.coverage.evicted_copies +=
+                    u64::from(self.nodes[node].memory.allows(page, Access::Read));
+                self.turn(config, node, &[], |protocol, fx| {
+                    let age = protocol.youngest();
+                    protocol.evict(page, age, fx);
+                    Ok(())
+                })?;
             }
         }
         Ok(())

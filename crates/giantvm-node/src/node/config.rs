@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dsm_core::engine::{EngineConfig, WaitMode};
 use dsm_core::transport::{Address, AddressError};
-use dsm_core::types::{NODES_MAX, NodeId};
+use dsm_core::types::{NODES_MAX, NodeId, PAGE_SIZE};
 use dsm_core::wire::{Channel, ClusterId, Hello, Identity, Incarnation};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -92,9 +92,11 @@ impl NodeConfig {
     }
 
     pub(super) fn engine(&self, me: NodeId) -> EngineConfig {
+        let share = self.nodes.get(self.me).map_or(u64::MAX, |node| node.memory_bytes);
         EngineConfig {
             workers: self.workers,
             wait: self.wait,
+            frames: share / PAGE_SIZE as u64,
             ..EngineConfig::new(me, self.nodes.len())
         }
     }

@@ -159,6 +159,7 @@ pub(super) fn render_stats(stats: &RegionStats) -> Value {
         "bytes_received": bytes(counters.pages_received, counters.received_without_data),
         "data_free_grants": counters.received_without_data,
         "invalidations": counters.invalidations_received,
+        "pages_evicted": counters.evicted,
         "pages_held": stats.pages_held,
         "holds": stats.holds,
         "holds_expired": stats.holds_expired,
