@@ -76,14 +76,16 @@ impl fmt::Display for StopReason {
              nodes' fastest messages: it drifts by {:.3} ppm (+-{:.3}) against node 0; ",
             self.node, self.error_ns, self.allowed_ns, self.drift_ppm, self.drift_error_ppm
         )?;
-        // A drift that may be none is not what is wrong.
-        f.write_str(if self.scaling || self.drift_ppm.abs() <= self.drift_error_ppm {
-            "its exchanges with node 0 are too rare or too slow to be sure of it: check the load of \
-             both hosts and the network between them"
-        } else {
-            "this host's processor has no TSC scaling to correct it: use hosts that have it \
-             (KVM_CAP_TSC_CONTROL), or whose time-stamp counters run from one source"
-        })
+        const RARE: &str = "its exchanges with node 0 are too rare or too slow to be sure of it: check \
+                            the load of both hosts and the network between them";
+        const FIXED: &str = "this host's processor has no TSC scaling to correct it: use hosts that have \
+                             it (KVM_CAP_TSC_CONTROL), or whose time-stamp counters run from one source";
+        match (self.scaling, self.drift_ppm.abs() <= self.drift_error_ppm) {
+            (true, _) => f.write_str(RARE),
+            // It may not drift at all.
+            (false, true) => write!(f, "{RARE}; {FIXED}"),
+            (false, false) => f.write_str(FIXED),
+        }
     }
 }
 
