@@ -4,6 +4,7 @@
 //! - [`bus`]: who answers an access to a port or an address, here or on another node;
 //! - [`chips`]: the interrupt chips that KVM leaves to userspace;
 //! - [`devices`]: the platform devices that kernels expect;
+//! - [`pci`]: functions, their configuration and interrupts;
 //! - [`boot`]: loaders of kernels, and the state in which they start; [`acpi`]: the tables they read;
 //! - [`cpuid`]: what a processor says of itself, the same on every node;
 //! - [`time`]: one clock for all nodes.
@@ -17,5 +18,6 @@ pub mod bus;
 pub mod chips;
 pub mod cpuid;
 pub mod devices;
+pub mod pci;
 pub mod time;
 pub mod vm;

@@ -6,8 +6,8 @@ use std::fs;
 use std::process::Command;
 
 use kvm_vcpu::acpi::{
-    AcpiError, Ecam, IoApic, IrqOverride, MemoryRange, Platform, Register, SerialPort, Sleep,
-    Tables, Vcpu,
+    AcpiError, Ecam, IoApic, IrqOverride, MemoryRange, PciHost, Platform, Register, SerialPort,
+    Sleep, Tables, Vcpu,
 };
 use kvm_vcpu::boot::layout::{IOAPIC_ADDRESS, Layout};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -39,7 +39,11 @@ fn platform() -> Platform {
         i8042: true,
         rtc: false,
         pm_timer_port: Some(0x608),
-        ecam: Some(Ecam { base: 0xe000_0000, bus_first: 0, bus_last: 255 }),
+        pci: Some(PciHost {
+            ecam: Ecam { base: 0xe000_0000, bus_first: 0, bus_last: 255 },
+            memory_start: 0xc000_0000,
+            memory_len: 0x1000_0000,
+        }),
         reset: Register { port: 0xcf9, value: 6 },
         sleep: Sleep { control_port: 0x600, status_port: 0x601 },
         devices: Vec::new(),
@@ -174,8 +178,12 @@ fn the_configuration_space_is_listed_where_there_is_one() {
     let mcfg = &tables["MCFG"];
     assert_eq!((mcfg.len(), number(mcfg, 44, 8)), (60, 0xe000_0000));
     assert_eq!((number(mcfg, 52, 2), mcfg[54], mcfg[55]), (0, 0, 255));
-    let without = Tables::build(&Platform { ecam: None, ..platform() }).unwrap();
+    let without = Tables::build(&Platform { pci: None, ..platform() }).unwrap();
     assert!(!parse(&without).contains_key("MCFG"));
+    let name = b"PCI0";
+    let has_bridge =
+        |tables: &BTreeMap<String, Vec<u8>>| tables["DSDT"].windows(4).any(|window| window == name);
+    assert!(has_bridge(&tables) && !has_bridge(&parse(&without)));
 }
 
 #[test]
@@ -189,7 +197,7 @@ fn devices_of_others_stand_beside_the_serial_port() {
     assert!(find(b"COM1").unwrap() < find(b"DEV0").unwrap());
     assert!(find(b"_S5_").is_some());
 
-    let bare = Tables::build(&Platform { serial: None, ..platform() }).unwrap();
+    let bare = Tables::build(&Platform { serial: None, pci: None, ..platform() }).unwrap();
     assert!(!parse(&bare)["DSDT"].windows(4).any(|name| name == b"COM1" || name == b"_SB_"));
 }
 
@@ -258,7 +266,13 @@ fn iasl_understands_every_table() {
             assert!(!bad(&text) && !bad(&said), "{name}: {word} in\n{text}\n{said}");
         }
         if name == "DSDT" {
-            assert!(text.contains(r#"EisaId ("PNP0501")"#), "{text}");
+            for hid in ["PNP0501", "PNP0A08", "PNP0C02"] {
+                assert!(text.contains(&format!("EisaId (\"{hid}\")")), "{hid} in {text}");
+            }
+            // The bridge's memory, and what it says of keeping addresses.
+            for line in ["0xC0000000,", "0xCFFFFFFF,", "If ((Arg2 == 0x05))"] {
+                assert!(text.contains(line), "{line} in {text}");
+            }
             // The source that iasl made of it must compile again.
             let output = Command::new("iasl").arg(file.with_extension("dsl")).output().unwrap();
             let said = String::from_utf8_lossy(&output.stdout);

@@ -247,7 +247,7 @@ pub(super) fn describe(spec: &VmSpec, layout: &Layout) -> Platform {
         i8042: true,
         rtc: true,
         pm_timer_port: Some(PM_TIMER_PORT),
-        ecam: None,
+        pci: None,
         reset: Register { port: RESET_PORT, value: RESET_VALUE },
         sleep: Sleep { control_port: SLEEP_CONTROL_PORT, status_port: SLEEP_STATUS_PORT },
         devices: Vec::new(),

@@ -18,7 +18,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 
 use crate::boot::layout::ACPI_START;
 pub use platform::{
-    AcpiError, Ecam, IoApic, IrqOverride, MemoryRange, Platform, Register, SerialPort, Sleep, Vcpu,
+    AcpiError, Ecam, IoApic, IrqOverride, MemoryRange, PciHost, Platform, Register, SerialPort,
+    Sleep, Vcpu,
 };
 
 const OEM_ID: [u8; 6] = *b"GIANTV";
@@ -66,7 +67,7 @@ impl Tables {
             image.add(&topology::srat(platform)),
             image.add(&topology::slit(platform)),
         ];
-        if let Some(ecam) = &platform.ecam {
+        if let Some(ecam) = platform.pci.as_ref().map(|pci| &pci.ecam) {
             let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
             mcfg.add_ecam(ecam.base, 0, ecam.bus_first, ecam.bus_last);
             tables.push(image.add(&bytes(&mcfg)));

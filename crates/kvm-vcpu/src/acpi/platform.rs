@@ -68,6 +68,18 @@ pub struct Ecam {
     pub bus_last: u8,
 }
 
+/// A PCI host bridge with one root bus, behind which nothing moves: what the guest finds configured is
+/// to stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PciHost {
+    /// Configuration space; its first bus is the root bus.
+    pub ecam: Ecam,
+    /// First address of the functions' memory.
+    pub memory_start: u32,
+    /// Bytes of it.
+    pub memory_len: u32,
+}
+
 /// A port, and the value that has the effect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Register {
@@ -108,8 +120,8 @@ pub struct Platform {
     pub rtc: bool,
     /// Port of the 32-bit ACPI timer, if there is one.
     pub pm_timer_port: Option<u16>,
-    /// Configuration space of PCI Express, if there is one.
-    pub ecam: Option<Ecam>,
+    /// The PCI host bridge, if there is one.
+    pub pci: Option<PciHost>,
     /// How the guest resets the machine.
     pub reset: Register,
     /// How the guest powers off.

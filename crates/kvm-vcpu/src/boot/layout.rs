@@ -4,7 +4,8 @@
 //!           0 ..     9_fc00  RAM
 //!      9_fc00 ..    10_0000  reserved: the EBDA, the adapter window, the tables of ACPI at e_0000
 //!     10_0000 ..    3 GiB    RAM
-//!       3 GiB ..    4 GiB    no RAM: ECAM, IOAPIC, local APICs, the private pages of the VM
+//!       3 GiB ..    4 GiB    no RAM: PCI, a program's own devices (from d000_0000), ECAM, IOAPIC, local
+//!                            APICs, the private pages of the VM
 //!       4 GiB ..             the RAM that is left
 //! ```
 //!
@@ -20,6 +21,10 @@ pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 pub const HOLE_START: u64 = 3 << 30;
 /// First address after the hole.
 pub const HOLE_END: u64 = 4 << 30;
+/// Where PCI functions have their memory.
+pub const PCI_MEMORY_START: u64 = HOLE_START;
+/// Length of that, in bytes.
+pub const PCI_MEMORY_LEN: u64 = 256 << 20;
 /// Configuration space of PCI Express: 256 buses of 1 MiB.
 pub const ECAM_START: u64 = 0xe000_0000;
 /// Length of the configuration space, in bytes.

@@ -64,7 +64,7 @@ impl<F: Fn(MachineEvent) + Send + Sync> EventSink for F {
 }
 
 /// Locks, also after a panic in another thread: every state of a device is a valid one.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -19,6 +19,7 @@ mod serial;
 pub use acpi_power::{AcpiReset, AcpiSleep};
 pub use debug::{DebugConsole, DebugExit};
 pub use fw_cfg::{FwCfg, FwCfgError, FwCfgMachine};
+pub(crate) use host::lock;
 pub use host::{ByteSink, Clock, EventSink, Line, MachineEvent};
 pub use i8042::{I8042, I8042_COMMAND_OFFSET};
 pub use pit::{PORT_B_OFFSET, Pit};
