@@ -4,7 +4,8 @@
 //! - [`bus`]: who answers an access to a port or an address, here or on another node;
 //! - [`chips`]: the interrupt chips that KVM leaves to userspace;
 //! - [`devices`]: the platform devices that kernels expect;
-//! - [`pci`]: functions, their configuration and interrupts;
+//! - [`pci`]: functions, their configuration and interrupts; [`virtio`]: disks, networks, consoles and
+//!   random numbers;
 //! - [`boot`]: loaders of kernels, and the state in which they start; [`acpi`]: the tables they read;
 //! - [`cpuid`]: what a processor says of itself, the same on every node;
 //! - [`time`]: one clock for all nodes.
@@ -20,4 +21,5 @@ pub mod cpuid;
 pub mod devices;
 pub mod pci;
 pub mod time;
+pub mod virtio;
 pub mod vm;
