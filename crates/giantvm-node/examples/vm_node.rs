@@ -1,6 +1,10 @@
 //! One node of a virtual machine, from the command line: for work on the VM without Python.
 //!
-//!     vm_node INDEX ADDRESS,ADDRESS,... VCPU_NODE,VCPU_NODE,... MIB KERNEL INITRD|- CMDLINE [HIDE,...]
+//!     vm_node INDEX ADDRESS,ADDRESS,... VCPU_NODE,VCPU_NODE,... MIB KERNEL INITRD|- CMDLINE [HIDE,...|- [hosts|shared [DEVICE...]]]
+//!
+//! The last word says what the hosts' time-stamp counters count: `shared` for virtual hosts of one machine. Node 0 writes
+//! the guest's console to stdout. A device is `disk:NAME:HOME:PATH`, `cdrom:NAME:HOME:PATH` for one that is only read,
+//! `net:NAME:HOME:TAP:QUEUES`, `console:NAME:HOME`, whose output is the node's stdout, or `rng:NAME:HOME`.
 
 #![expect(clippy::unwrap_used, reason = "an example ends where something is not as it should be")]
 
@@ -11,7 +15,8 @@ use std::time::Duration;
 use dsm_core::engine::WaitMode;
 use giantvm_node::node::{Node, NodeConfig, NodeSpec, Patience};
 use giantvm_node::vm::{
-    ConsoleSink, ImageSpec, TscSource, VcpuSpec, Vm, VmOptions, VmSpec, VmState,
+    ConsoleSink, ImageSpec, TscSource, VcpuSpec, VirtioKind, VirtioSpec, Vm, VmOptions, VmSpec,
+    VmState,
 };
 
 struct Log;
@@ -64,11 +69,39 @@ fn spec(args: &[String]) -> VmSpec {
         }),
         platform_home: 0,
         devices: Vec::new(),
-        hide: args.get(7).map_or(Vec::new(), |hide| hide.split(',').map(str::to_owned).collect()),
+        virtio: args.iter().skip(9).map(|device| virtio(device)).collect(),
+        hide: words(args.get(7)),
         overcommit: true,
-        tsc: TscSource::Hosts,
+        tsc: match args.get(8).map(String::as_str) {
+            None | Some("hosts") => TscSource::Hosts,
+            Some("shared") => TscSource::Shared,
+            Some(other) => panic!("{other:?} is neither \"hosts\" nor \"shared\""),
+        },
         kvm: "/dev/kvm".into(),
     }
+}
+
+/// The words of a list with commas; `-` is an empty one.
+fn words(list: Option<&String>) -> Vec<String> {
+    let list = list.filter(|list| *list != "-");
+    list.map_or(Vec::new(), |list| list.split(',').map(str::to_owned).collect())
+}
+
+fn virtio(device: &str) -> VirtioSpec {
+    let parts: Vec<&str> = device.split(':').collect();
+    let kind = match parts[0] {
+        kind @ ("disk" | "cdrom") => {
+            VirtioKind::Disk { path: parts[3].into(), read_only: kind == "cdrom" }
+        }
+        "net" => {
+            let queues = parts[4].parse().unwrap();
+            VirtioKind::Net { tap: parts[3].into(), mac: None, queues }
+        }
+        "console" => VirtioKind::Console,
+        "rng" => VirtioKind::Rng,
+        other => panic!("{other:?} is no device"),
+    };
+    VirtioSpec { name: parts[1].into(), home: parts[2].parse().unwrap(), kind }
 }
 
 fn main() {
@@ -82,9 +115,18 @@ fn main() {
         let _ = out.write_all(bytes);
         let _ = out.flush();
     });
-    let options =
-        VmOptions { run: true, console: Some(console), profile: false, devices: Vec::new() };
-    let vm = Vm::start(&node, spec(&args), options, &Patience::FOREVER).unwrap();
+    let spec = spec(&args);
+    let is_console = |device: &&VirtioSpec| device.kind == VirtioKind::Console;
+    let named = |device: &VirtioSpec| (device.name.clone(), Arc::clone(&console));
+    let consoles = spec.virtio.iter().filter(is_console).map(named).collect();
+    let options = VmOptions {
+        run: true,
+        console: Some(Arc::clone(&console)),
+        profile: false,
+        devices: Vec::new(),
+        consoles,
+    };
+    let vm = Vm::start(&node, spec, options, &Patience::FOREVER).unwrap();
     let outcome = loop {
         let patience = Patience::new(Some(Duration::from_secs(5)), &|| false);
         let state = vm.wait(|_| false, &patience);

@@ -29,6 +29,7 @@ use super::post::Post;
 use super::profile::Profile;
 use super::ram::ram;
 use super::spec::{Image, SpecError, TscSource, VmSpec};
+use super::virtio;
 use crate::node::{Node, NodeError, Patience, Region, lock};
 
 /// Why there is no virtual machine.
@@ -69,6 +70,9 @@ pub struct VmOptions {
     pub profile: bool,
     /// Devices of the program's own whose home is this node, by the names of the description.
     pub devices: Vec<(String, Arc<dyn Device>)>,
+    /// Where the output of virtio consoles whose home is this node goes, by their names. Called on a
+    /// thread of the console.
+    pub consoles: Vec<(String, ConsoleSink)>,
 }
 
 /// How a virtual machine does, at this node.
@@ -185,11 +189,20 @@ impl Vm {
             events: &events,
             console: options.console,
             devices: options.devices,
+            virtio: virtio::Host {
+                spec: &spec,
+                me,
+                name: &name,
+                ram: &ram,
+                hub: &hub,
+                consoles: &options.consoles,
+            },
         };
-        let (bus, console) = platform::build(parts)?;
+        let (bus, console, virtio) = platform::build(parts)?;
         let slots = Arc::new(Slots::new(spec.vcpus_of(me)));
         let profile = options.profile.then(|| Profile::new(checked.layout));
-        let core = Arc::new(Core { hub, bus, slots, clock, events: events.clone(), profile });
+        let core =
+            Arc::new(Core { hub, bus, virtio, slots, clock, events: events.clone(), profile });
         if core.profile.is_some() {
             observe(&region, &core);
         }
@@ -253,17 +266,20 @@ impl Vm {
         Ok(vm)
     }
 
-    /// When a node is lost, no vCPU of this one runs on, on memory that may be lost.
+    /// When a node is lost, no vCPU and no device of this one goes on, on memory that may be
+    /// lost.
     fn stop_with_node(&self) {
         /// As long as a vCPU that was kicked can take to leave the guest.
         const OUT: Duration = Duration::from_millis(200);
         let core = Arc::clone(&self.core);
         self.node.set_stop_vm(Some(Arc::new(move |lost| {
+            core.virtio.halt();
             if let Some(machine) = core.hub.machine() {
                 machine.pause();
                 core.slots.end();
                 machine.wait_paused(OUT);
             }
+            core.virtio.wait_quiet(OUT);
             core.tell(Event::Lost(format!("node {} is lost: {}", lost.node, lost.reason)));
         })));
     }
@@ -331,6 +347,12 @@ impl Vm {
     /// Gives input to the guest's serial port, at the platform's home.
     pub fn input(&self, bytes: &[u8]) {
         self.console.input(bytes);
+    }
+
+    /// Gives input to a virtio console, at its home; says how much of it there was room for, or none
+    /// if there is no such console here.
+    pub fn input_to(&self, console: &str, bytes: &[u8]) -> Option<usize> {
+        self.core.virtio.console(console).map(|input| input.enqueue(bytes))
     }
 
     /// For devices of the program's own.

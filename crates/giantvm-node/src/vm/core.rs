@@ -10,10 +10,12 @@ use kvm_vcpu::time::tsc;
 use kvm_vcpu::vm::{Interrupt, Io, Outside, Stop, VcpuId};
 
 use super::access::{Accesses, Slots, serve};
+use super::ask;
 use super::clock::{self, Clock};
 use super::hub::Hub;
 use super::message::VmMessage;
 use super::profile::Profile;
+use super::virtio::Virtio;
 
 /// What the lifecycle's thread is told.
 pub(super) enum Event {
@@ -37,6 +39,8 @@ pub(super) enum Event {
 pub(super) struct Core {
     pub(super) hub: Arc<Hub>,
     pub(super) bus: Bus,
+    /// The virtio devices of this node.
+    pub(super) virtio: Virtio,
     pub(super) slots: Arc<Slots>,
     pub(super) clock: Arc<Clock>,
     pub(super) events: Sender<Event>,
@@ -69,6 +73,9 @@ impl Core {
                         hub.post.send(from, &VmMessage::Answer { vcpu, sequence, data });
                     });
                 });
+            }
+            VmMessage::Answer { vcpu: ask::DEVICE, sequence, data } => {
+                hub.answered(sequence, &data);
             }
             VmMessage::Answer { vcpu, sequence, data } => self.slots.answer(vcpu, sequence, data),
             VmMessage::Line { generation, number, gsi, high } => {

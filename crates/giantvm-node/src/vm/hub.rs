@@ -9,6 +9,7 @@ use kvm_vcpu::bus::{Access, Device, Reply};
 use kvm_vcpu::chips::{Ioapic, IoapicAction, Message, Route};
 use kvm_vcpu::vm::{GsiRoute, Interrupt, KvmError, Machine, VcpuId};
 
+use super::ask::Asked;
 use super::message::VmMessage;
 use super::post::Post;
 use crate::node::lock;
@@ -29,6 +30,7 @@ pub(super) struct Hub {
     /// The number of the routes in force in KVM here.
     routes_in_force: Mutex<u64>,
     lines: Mutex<Lines>,
+    asked: Asked,
 }
 
 /// The IOAPIC at its home, and the routes that are on their way to the other nodes.
@@ -79,6 +81,7 @@ impl Hub {
             ioapic: Mutex::default(),
             routes_in_force: Mutex::new(0),
             lines: Mutex::default(),
+            asked: Asked::default(),
         }
     }
 
@@ -117,6 +120,7 @@ impl Hub {
             waiting.extend(std::mem::take(&mut lines.waiting).into_iter().map(|(_, then)| then));
         }
         waiting.into_iter().for_each(|then| then());
+        self.asked.reset();
     }
 
     // Interrupts between vCPUs.
@@ -140,6 +144,14 @@ impl Hub {
     /// A message-signalled interrupt of a device of this node.
     pub(super) fn message(&self, message: Message) {
         let Some(machine) = self.machine() else { return };
+        // One for a single vCPU of another node needs no stand-in to find that out. It must not take
+        // that way, either: when a guest has read from the device what tells it that no interrupt
+        // comes to a vCPU any more, all that did must be there, so they go before the answer.
+        if let Some((id, vector)) = message.single()
+            && self.node_of.get(id as usize).is_some_and(|node| *node != self.me)
+        {
+            return self.forward(VcpuId(id), Interrupt::Fixed { vector, level: false });
+        }
         let message = message.for_kvm();
         report(machine.message(message.address, message.data).map(drop));
     }
@@ -159,6 +171,16 @@ impl Hub {
         if generation == self.generation() && self.ioapic_home == self.me {
             self.change(None, |chip| chip.eoi(vector));
         }
+    }
+
+    /// Has the device at an address of another node, the access's offset, carry out an access.
+    pub(super) fn ask(&self, node: NodeId, access: Access, reply: Reply) {
+        self.post.send(node, &self.asked.ask(self.generation(), access, reply));
+    }
+
+    /// The answer to that.
+    pub(super) fn answered(&self, sequence: u32, data: &[u8]) {
+        self.asked.answer(sequence, data);
     }
 
     // Lines.

@@ -364,9 +364,11 @@ impl Lifecycle {
         if let Some(machine) = &machine {
             machine.pause();
         }
+        self.core.virtio.halt();
         self.core.slots.end();
         self.core.hub.reset();
-        machine.is_none_or(|machine| machine.end(END))
+        let ended = machine.is_none_or(|machine| machine.end(END));
+        self.core.virtio.wait_quiet(END) && ended
     }
 
     fn reset(&mut self) {
@@ -376,7 +378,7 @@ impl Lifecycle {
         self.paused.clear();
         self.pausing = false;
         if !self.take_down(self.generation) {
-            return self.fail("a vCPU did not stop for the reset");
+            return self.fail("a vCPU or a device did not stop for the reset");
         }
         self.core.slots.reopen();
         self.core.bus.reset();
@@ -389,7 +391,7 @@ impl Lifecycle {
         }
         self.pausing = false;
         if !self.take_down(self.generation) {
-            log::warn!("a vCPU waits for memory that does not come");
+            log::warn!("a vCPU or a device waits for memory that does not come");
         }
         self.watch.set(VmState::Ended(outcome));
     }

@@ -18,6 +18,7 @@
 
 mod access;
 mod api;
+mod ask;
 mod clock;
 mod core;
 mod exchange;
@@ -30,9 +31,12 @@ mod post;
 mod profile;
 mod ram;
 mod spec;
+mod virtio;
 
 pub use api::{ConsoleSink, Interrupts, Vm, VmError, VmOptions, VmReport};
 pub use clock::ClockReport;
+pub use kvm_vcpu::virtio::MacAddress;
 pub use lifecycle::VmState;
 pub use message::Outcome;
 pub use spec::{DeviceSpec, ImageSpec, SpecError, TscSource, VcpuSpec, VmSpec};
+pub use virtio::{VirtioKind, VirtioSpec};

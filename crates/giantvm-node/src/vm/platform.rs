@@ -20,6 +20,7 @@ use super::clock::Clock;
 use super::core::Event;
 use super::hub::{Hub, IoapicDevice};
 use super::spec::{SpecError, VmSpec};
+use super::virtio::{self, Host, Virtio};
 
 /// Interrupt of the serial port, on the ISA bus and at the IOAPIC.
 const SERIAL_IRQ: u32 = 4;
@@ -27,6 +28,7 @@ const SERIAL_PORT: u16 = 0x3f8;
 const PM_TIMER_PORT: u16 = 0x608;
 const SLEEP_CONTROL_PORT: u16 = 0x600;
 const SLEEP_STATUS_PORT: u16 = 0x601;
+/// Between the ports of PCI, and served with them.
 const RESET_PORT: u16 = 0xcf9;
 const RESET_VALUE: u8 = 0x06;
 /// How far the memory of another node is, where 10 is that of the same: so far that Linux moves
@@ -43,6 +45,7 @@ pub(super) struct Parts<'a> {
     pub(super) events: &'a Sender<Event>,
     pub(super) console: Option<ConsoleSink>,
     pub(super) devices: Vec<(String, Arc<dyn Device>)>,
+    pub(super) virtio: Host<'a>,
 }
 
 /// The way to the serial port.
@@ -108,7 +111,7 @@ impl Claims<'_> {
 }
 
 /// Who answers which ports and addresses at this node.
-pub(super) fn build(parts: Parts<'_>) -> Result<(Bus, Console), VmError> {
+pub(super) fn build(parts: Parts<'_>) -> Result<(Bus, Console, Virtio), VmError> {
     let mut claims = Claims { builder: BusBuilder::new(), parts: &parts };
     let clock = Arc::clone(parts.clock);
     let clock: Arc<dyn DeviceClock> = Arc::new(move || clock.now_ns());
@@ -139,7 +142,11 @@ pub(super) fn build(parts: Parts<'_>) -> Result<(Bus, Console), VmError> {
     let machine = FwCfgMachine { cpus, cpus_max: cpus, ram_bytes: parts.spec.ram_bytes };
     let fw_cfg = FwCfg::new(machine, []).map_err(|e| VmError::Spec(SpecError(e.to_string())))?;
     claims.simple(&[(0x510, 2, 0)], fw_cfg)?;
-    claims.simple(&[(RESET_PORT, 1, 0)], AcpiReset::new(RESET_VALUE, Arc::clone(&sink)))?;
+    let reset = Arc::new(AcpiReset::new(RESET_VALUE, Arc::clone(&sink)));
+    let (functions, virtio) = virtio::build(&parts.virtio, reset)?;
+    for (range, place) in functions {
+        claims.claim(range, 0, place)?;
+    }
     claims.simple(&[(SLEEP_CONTROL_PORT, 2, 0)], AcpiSleep::new(Arc::clone(&sink)))?;
     // A boot processor that got an INIT writes its accumulator there, whatever that holds.
     claims.simple(&[(RESET_REQUEST, 1, 0)], ResetRequest(sink))?;
@@ -151,7 +158,7 @@ pub(super) fn build(parts: Parts<'_>) -> Result<(Bus, Console), VmError> {
     ioapic(&mut claims)?;
     own_devices(&mut claims)?;
     let console = Console(claims.at_home().then_some(serial));
-    Ok((claims.builder.build(), console))
+    Ok((claims.builder.build(), console, virtio))
 }
 
 fn ioapic(claims: &mut Claims<'_>) -> Result<(), VmError> {
@@ -247,7 +254,7 @@ pub(super) fn describe(spec: &VmSpec, layout: &Layout) -> Platform {
         i8042: true,
         rtc: true,
         pm_timer_port: Some(PM_TIMER_PORT),
-        pci: None,
+        pci: Some(virtio::host()),
         reset: Register { port: RESET_PORT, value: RESET_VALUE },
         sleep: Sleep { control_port: SLEEP_CONTROL_PORT, status_port: SLEEP_STATUS_PORT },
         devices: Vec::new(),

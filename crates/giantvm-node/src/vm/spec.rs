@@ -11,6 +11,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use dsm_core::types::NodeId;
 
+use super::virtio::{self, VirtioSpec};
+
 /// Most vCPUs: ids of 8 bits reach every one of them from an IOAPIC that knows no more.
 pub(super) const VCPUS_MAX: usize = 255;
 
@@ -81,6 +83,8 @@ pub struct VmSpec {
     pub platform_home: usize,
     /// Devices of the program's own.
     pub devices: Vec<DeviceSpec>,
+    /// Disks, networks, consoles and random numbers, in the order in which the guest finds them.
+    pub virtio: Vec<VirtioSpec>,
     /// Processor features to hide, by the names of /proc/cpuinfo.
     pub hide: Vec<String>,
     /// Whether RAM may exceed what the nodes give.
@@ -139,6 +143,8 @@ impl VmSpec {
                 self.check_range(&layout, &device.name, range)?;
             }
         }
+        let taken: Vec<&str> = self.devices.iter().map(|device| device.name.as_str()).collect();
+        virtio::check(&self.virtio, &taken, nodes)?;
         let hidden = self
             .hide
             .iter()
@@ -168,8 +174,9 @@ impl VmSpec {
     /// The same on two nodes if what they must agree on is the same.
     pub(super) fn digest(&self) -> u64 {
         let places: Vec<usize> = self.vcpus.iter().map(|vcpu| vcpu.node).collect();
+        let virtio = virtio::agreed(&self.virtio);
         let text = format!(
-            "{:?}\0{}\0{places:?}\0{}\0{:?}\0{:?}\0{:?}\0{IOAPIC_ADDRESS}",
+            "{:?}\0{}\0{places:?}\0{}\0{:?}\0{virtio}\0{:?}\0{:?}\0{IOAPIC_ADDRESS}",
             self.name, self.ram_bytes, self.platform_home, self.devices, self.hide, self.tsc
         );
         xxh3_64(text.as_bytes())

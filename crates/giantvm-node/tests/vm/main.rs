@@ -96,8 +96,13 @@ fn run_by(
                         true => vec![("test".into(), device)],
                         false => Vec::new(),
                     };
-                    let options =
-                        VmOptions { run: false, console: Some(console), profile, devices };
+                    let options = VmOptions {
+                        run: false,
+                        console: Some(console),
+                        profile,
+                        devices,
+                        consoles: Vec::new(),
+                    };
                     let vm = Vm::start(&node, spec, options, &Patience::FOREVER).unwrap();
                     assert!(test.interrupts.set(vm.interrupts()).is_ok());
                     vm.run();
@@ -144,6 +149,7 @@ fn spec(guest: &Path, places: &[usize], cmdline: &str) -> VmSpec {
         }),
         platform_home: 0,
         devices: Vec::new(),
+        virtio: Vec::new(),
         hide: Vec::new(),
         overcommit: false,
         tsc: TscSource::Hosts,

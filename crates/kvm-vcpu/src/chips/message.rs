@@ -32,6 +32,13 @@ impl Message {
         high << 8 | low
     }
 
+    /// The APIC id and the vector, if it goes to one processor by its id: fixed or lowest priority,
+    /// edge-triggered, in the format that guests write.
+    pub fn single(&self) -> Option<(u32, u8)> {
+        let plain = self.address & !DESTINATION_BITS == BASE && self.data & !DATA_SINGLE == 0;
+        (plain && self.vector() >= 16).then(|| (self.destination(), self.vector()))
+    }
+
     /// The same in the format of KVM (`KVM_CAP_X2APIC_API` with 32-bit ids): the destination's
     /// high bits are in the upper half of the address.
     #[must_use]
@@ -47,6 +54,11 @@ impl Message {
 
 const DATA_LEVEL: u32 = 1 << 15;
 const DATA_ASSERT: u32 = 1 << 14;
+/// Of the address: the destination, and the hint that it may be lowered in priority, which changes
+/// nothing for one.
+const DESTINATION_BITS: u64 = 0xff << 12 | EXTENDED_DESTINATION | 1 << 3;
+/// Of the data: the vector, whether the level is asserted, and lowest priority.
+const DATA_SINGLE: u32 = 0xff | DATA_ASSERT | 1 << 8;
 const EXTENDED_DESTINATION: u64 = 0x7f << 5;
 const REMAPPABLE: u64 = 1 << 4;
 
@@ -112,6 +124,25 @@ mod tests {
         let message = Message::from(parts);
         assert_eq!(message, Message { address: 0xfee7_f004, data: 0xc131 });
         assert_eq!((message.vector(), message.destination()), (0x31, 0x7f));
+    }
+
+    #[test]
+    fn only_what_goes_to_one_processor_is_single() {
+        let single = |address, data| Message { address, data }.single();
+        assert_eq!(single(0xfee0_3000, 0x41), Some((3, 0x41)));
+        assert_eq!(single(0xfeeb_cf40, 0x4141), Some((0x7abc, 0x41)), "extended, asserted");
+        assert_eq!(single(0xfee0_3008, 0x141), Some((3, 0x41)), "lowest priority of one");
+        for (address, data, what) in [
+            (0xfee0_3004, 0x41, "logical"),
+            (0xfee0_3000, 0x8041, "level"),
+            (0xfee0_3000, 0x441, "NMI"),
+            (0xfee0_3000, 0x0f, "no vector"),
+            (0xfee0_3010, 0x41, "remapped"),
+            (0x1_0000_fee0_3000, 0x41, "KVM's own format"),
+            (0xfec0_3000, 0x41, "no interrupt"),
+        ] {
+            assert_eq!(single(address, data), None, "{what}");
+        }
     }
 
     #[test]
