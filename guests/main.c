@@ -21,6 +21,7 @@ static const struct {
     {"reset", test_reset},
     {"triplefault", test_triplefault},
     {"timer", test_timer},
+    {"bench", test_bench},
 };
 
 /* At CPL 3 on CPU 0. */

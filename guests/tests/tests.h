@@ -24,3 +24,4 @@ void test_hotplug(void);
 void test_reset(void);
 void test_triplefault(void);
 void test_timer(void);
+void test_bench(void);
