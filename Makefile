@@ -38,7 +38,7 @@ test: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/te
 test-long: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed $(STAMPS)/bochs ## all tests, the long ones too: takes hours
 	@$(TEST_KERNEL) $(BIN)/python tests/run.py --long
 
-bench: $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and peers; one only: make bench BENCH=name
+bench: guests $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and peers; one only: make bench BENCH=name
 	@PYTHONPATH=benches/python $(BIN)/python -m pybench $(if $(BENCH),--bench $(BENCH))
 	@$(if $(BENCH),,$(BIN)/python -m pytest -q benches/python --benchmark-only --benchmark-columns=median,mean,iqr)
 

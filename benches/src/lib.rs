@@ -8,8 +8,10 @@
 //! `fn run(&mut Report, &Options)` that interleaves it with a floor, and name that function in
 //! [`suite::BENCHMARKS`].
 
+mod channel;
 pub mod error;
 pub mod floor;
+pub mod guest;
 pub mod options;
 pub mod ours;
 pub mod placement;

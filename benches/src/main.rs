@@ -5,9 +5,9 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use giantvm_bench::error::BenchError;
-use giantvm_bench::floor::peer;
+use giantvm_bench::floor::{guest as floor_guest, peer};
 use giantvm_bench::options::{self, Command, HELP, Options};
-use giantvm_bench::ours::node;
+use giantvm_bench::ours::{guest, node};
 use giantvm_bench::report::Report;
 use giantvm_bench::suite::{self, BENCHMARKS};
 
@@ -16,6 +16,10 @@ fn main() -> ExitCode {
     let result = match args.split_first() {
         Some((first, rest)) if first == peer::SUBCOMMAND => peer::main(rest),
         Some((first, rest)) if first == node::SUBCOMMAND => node::main(rest),
+        Some((first, rest)) if first == floor_guest::program::SUBCOMMAND => {
+            floor_guest::program::main(rest)
+        }
+        Some((first, rest)) if first == guest::SUBCOMMAND => guest::main(rest),
         _ => options::parse(args).and_then(obey),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };

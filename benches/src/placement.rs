@@ -12,6 +12,8 @@ use std::hint;
 use std::mem;
 use std::thread;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::BenchError;
 
 /// The CPUs of this machine that the benchmarks may use.
@@ -68,7 +70,7 @@ impl Placement {
 }
 
 /// A set of CPUs, written as a list: `0,1`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuSet(Vec<usize>);
 
 impl CpuSet {
@@ -88,6 +90,19 @@ impl CpuSet {
             return Err(BenchError::last_os("setting the CPU affinity"));
         }
         Ok(())
+    }
+
+    /// The CPUs of all of them.
+    pub fn union(sets: &[Self]) -> Self {
+        let mut cpus: Vec<usize> = sets.iter().flat_map(|set| set.0.iter().copied()).collect();
+        cpus.sort_unstable();
+        cpus.dedup();
+        Self(cpus)
+    }
+
+    /// Its first CPU; none if there is none.
+    pub fn first(&self) -> Option<usize> {
+        self.0.first().copied()
     }
 
     /// Reads what [`Display`](std::fmt::Display) wrote; none when it is no list of numbers.

@@ -28,12 +28,15 @@ pub enum Unit {
     /// Messages; less is better.
     #[serde(rename = "messages")]
     Messages,
+    /// Times as fast; more is better.
+    #[serde(rename = "x")]
+    Times,
 }
 
 impl Unit {
     /// Whether a higher value is the better one.
     pub fn more_is_better(self) -> bool {
-        self == Self::MegabytesPerSecond
+        matches!(self, Self::MegabytesPerSecond | Self::Times)
     }
 
     fn name(self) -> &'static str {
@@ -43,6 +46,7 @@ impl Unit {
             Self::Seconds => "s",
             Self::Bytes => "bytes",
             Self::Messages => "messages",
+            Self::Times => "x",
         }
     }
 }

@@ -36,6 +36,12 @@ impl Samples {
         Self(sorted)
     }
 
+    /// All of them in another unit.
+    #[must_use]
+    pub fn scaled(&self, by: f64) -> Self {
+        Self::new(self.0.iter().map(|value| value * by))
+    }
+
     /// The value that `percent` of the samples do not exceed, by nearest rank; none without samples.
     pub fn percentile(&self, percent: f64) -> Option<f64> {
         let rank = (percent / 100.0 * self.0.len() as f64).ceil() as usize;

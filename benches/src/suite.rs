@@ -5,6 +5,7 @@ use crate::floor::{
     Cores, FaultKind, PingPong, RawFault, RawKind, RemoteFault, RoundTrip, Stream, Transport,
     Variant,
 };
+use crate::guest;
 use crate::options::Options;
 use crate::ours::{self, Freshness, Scan};
 use crate::report::{Report, Row, Unit};
@@ -95,6 +96,46 @@ pub const BENCHMARKS: &[Benchmark] = &[
         name: "metadata_bytes_per_page",
         about: "metadata of a page that both of two nodes have touched, on each",
         run: metadata,
+    },
+    Benchmark {
+        name: "ipi_local",
+        about: "an interrupt from one vCPU to another of the same node",
+        run: guest::ipi_local,
+    },
+    Benchmark {
+        name: "ipi_remote",
+        about: "an interrupt from a vCPU to one of another node",
+        run: guest::ipi_remote,
+    },
+    Benchmark {
+        name: "guest_read_fault",
+        about: "a guest's read of a page that a vCPU of another node has written",
+        run: guest::read_fault,
+    },
+    Benchmark {
+        name: "guest_write_fault",
+        about: "a guest's write to such a page",
+        run: guest::write_fault,
+    },
+    Benchmark {
+        name: "pio_local",
+        about: "a guest's read of a port whose device is on its node",
+        run: guest::pio_local,
+    },
+    Benchmark {
+        name: "pio_remote",
+        about: "a guest's read of a port whose device is on another node",
+        run: guest::pio_remote,
+    },
+    Benchmark {
+        name: "mmio_remote",
+        about: "the same at an address of memory",
+        run: guest::mmio_remote,
+    },
+    Benchmark {
+        name: "compute_scaling",
+        about: "a guest's matrix product on two nodes, as against one; the floor is one node with two CPUs",
+        run: guest::compute_scaling,
     },
     // `barrier` belongs here: it needs the node layer, whose locks and barriers are messages.
 ];

@@ -117,7 +117,7 @@ impl<'a> Waiter<'a> {
     }
 
     /// The page of the next fault; none when the application is done.
-    fn next_fault(&self) -> Result<Option<usize>, BenchError> {
+    pub(super) fn next_fault(&self) -> Result<Option<usize>, BenchError> {
         loop {
             self.pause()?;
             if let Some(address) = self.memory.uffd().next_fault()? {

@@ -33,6 +33,10 @@ pub(super) enum Frame {
     Stream(u64),
     /// One of these, 64 KiB behind the header.
     Bulk,
+    /// Answer at once.
+    Ask,
+    /// An interrupt for the other side's guest.
+    Hop,
 }
 
 impl Frame {
@@ -58,6 +62,8 @@ impl Frame {
             Self::Park => (8, 0),
             Self::Stream(messages) => (9, messages),
             Self::Bulk => (10, 0),
+            Self::Ask => (11, 0),
+            Self::Hop => (12, 0),
         };
         let mut bytes = [0; FRAME];
         bytes[0] = kind;
@@ -80,6 +86,8 @@ impl Frame {
             8 => Self::Park,
             9 => Self::Stream(argument),
             10 => Self::Bulk,
+            11 => Self::Ask,
+            12 => Self::Hop,
             kind => return Err(BenchError::Peer(format!("sent an unknown message {kind}"))),
         })
     }
@@ -105,6 +113,8 @@ mod tests {
             Park,
             Stream(8),
             Bulk,
+            Ask,
+            Hop,
         ];
         for frame in frames {
             assert_eq!(Frame::decode(&frame.encode()).unwrap(), frame);

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::AtomicU64;
 
-use super::uffd::{Right, Uffd};
+use super::uffd::{Accessors, Right, Uffd};
 use crate::error::BenchError;
 
 /// Bytes of a page.
@@ -24,6 +24,15 @@ pub(super) struct Memory {
 impl Memory {
     /// All pages have frames, and none is mapped in the view.
     pub(super) fn new(pages: usize) -> Result<Self, BenchError> {
+        Self::with(pages, Accessors::Program)
+    }
+
+    /// The same for a view that a guest accesses.
+    pub(super) fn for_guests(pages: usize) -> Result<Self, BenchError> {
+        Self::with(pages, Accessors::Kernel)
+    }
+
+    fn with(pages: usize, accessors: Accessors) -> Result<Self, BenchError> {
         // SAFETY: a constant C string and a flag; returns a new descriptor or -1.
         let fd = unsafe { libc::memfd_create(c"giantvm-floor".as_ptr(), libc::MFD_CLOEXEC) };
         if fd < 0 {
@@ -35,7 +44,7 @@ impl Memory {
         file.set_len(len as u64).map_err(BenchError::os("sizing a memfd"))?;
         let (view, alias) = (Mapping::new(&file, len)?, Mapping::new(&file, len)?);
         // SAFETY: `view` maps the whole of our own memfd and is dropped after `uffd` (order of fields).
-        let uffd = unsafe { Uffd::register(view.start, len)? };
+        let uffd = unsafe { Uffd::register(view.start, len, accessors)? };
         let memory = Self { uffd, view, alias, file };
         memory.fill_frames()?;
         Ok(memory)
@@ -43,6 +52,11 @@ impl Memory {
 
     pub(super) fn pages(&self) -> usize {
         self.view.len / PAGE
+    }
+
+    /// Where the view is, for KVM.
+    pub(super) fn view(&self) -> (*mut u8, usize) {
+        (self.view.start, self.view.len)
     }
 
     pub(super) fn uffd(&self) -> &Uffd {

@@ -5,10 +5,13 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::placement::{CpuSet, Placement, Spin};
 
 mod faults;
 mod frame;
+pub mod guest;
 mod link;
 mod memory;
 pub mod peer;
@@ -25,7 +28,7 @@ pub use remote_fault::{FaultKind, PAGES as REMOTE_FAULT_PAGES, RemoteFault};
 pub use socket::{RoundTrip, Stream};
 
 /// What connects the nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Transport {
     /// TCP over the loopback, with `TCP_NODELAY`.
     Tcp,

@@ -135,12 +135,13 @@ fn serve(link: &Link, seat: &Seat, memory: &Memory) -> Result<(), BenchError> {
                 wake = seat.wake;
                 link.send(Frame::Ack, None)?;
             }
+            Frame::Ask => link.send(Frame::Ack, None)?,
             Frame::Park => {
                 wake = Wake::Blocking;
                 link.send(Frame::Ack, None)?;
             }
             Frame::Stream(messages) => stream(link, memory, messages)?,
-            Frame::Page(_) | Frame::Ack | Frame::Play(_) | Frame::Bulk => {
+            Frame::Page(_) | Frame::Ack | Frame::Play(_) | Frame::Bulk | Frame::Hop => {
                 return Err(BenchError::Peer(format!("got {frame:?}, which is no request")));
             }
         }

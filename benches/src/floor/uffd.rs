@@ -87,6 +87,15 @@ pub(super) enum Right {
     Write,
 }
 
+/// Who accesses a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Accessors {
+    /// Only instructions of this program, which needs no right.
+    Program,
+    /// The kernel, too, for a guest.
+    Kernel,
+}
+
 /// A userfaultfd over one mapping.
 #[derive(Debug)]
 pub(super) struct Uffd {
@@ -97,13 +106,16 @@ pub(super) struct Uffd {
 impl Uffd {
     /// Registers the mapping of `len` bytes at `start` for missing, minor and write-protect faults.
     ///
-    /// User mode only: no floor takes a fault inside a system call, and an ordinary user may have it.
-    ///
     /// # Safety
     /// The mapping must be one of the caller's own shared memfd, page-aligned, and stay for as long as this lives;
     /// its accesses block until somebody answers the faults.
-    pub(super) unsafe fn register(start: *mut u8, len: usize) -> Result<Self, BenchError> {
-        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY;
+    pub(super) unsafe fn register(
+        start: *mut u8,
+        len: usize,
+        accessors: Accessors,
+    ) -> Result<Self, BenchError> {
+        let only = if accessors == Accessors::Program { UFFD_USER_MODE_ONLY } else { 0 };
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | only;
         // SAFETY: takes one integer, returns a new descriptor or -1.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
         if fd < 0 {

@@ -7,8 +7,9 @@ use std::process::{Child, Command as Process, Stdio};
 
 use dsm_core::engine::WaitMode;
 
-use super::control::{Answer, Channel, Command};
+use super::control::{Answer, Command};
 use super::node::{self, SUBCOMMAND};
+use crate::channel::Channel;
 use crate::error::BenchError;
 use crate::floor::{Transport, connected_pair};
 use crate::placement::Placement;

@@ -1,13 +1,6 @@
-//! What the measuring process says to a node, and what the node answers: lines of JSON.
+//! What the measuring process says to a node, and what the node answers.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-
-use crate::error::BenchError;
 
 /// An order to a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,40 +27,12 @@ pub(super) enum Order {
 /// A node's answer.
 pub(super) type Answer = Result<Vec<f64>, String>;
 
-/// One end of the socket between the measuring process and a node.
-#[derive(Debug)]
-pub(super) struct Channel {
-    lines: BufReader<UnixStream>,
-}
-
-impl Channel {
-    pub(super) fn new(socket: impl Into<OwnedFd>) -> Self {
-        Self { lines: BufReader::new(UnixStream::from(socket.into())) }
-    }
-
-    pub(super) fn send(&mut self, message: &impl Serialize) -> Result<(), BenchError> {
-        let mut line = serde_json::to_vec(message)
-            .map_err(|error| BenchError::Peer(format!("can't be told anything: {error}")))?;
-        line.push(b'\n');
-        self.lines.get_mut().write_all(&line).map_err(BenchError::os("telling a node"))
-    }
-
-    /// The next message; none at the end of the stream.
-    pub(super) fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>, BenchError> {
-        let mut line = String::new();
-        let got = self.lines.read_line(&mut line).map_err(BenchError::os("hearing a node"))?;
-        if got == 0 {
-            return Ok(None);
-        }
-        serde_json::from_str(&line)
-            .map(Some)
-            .map_err(|error| BenchError::Peer(format!("said {line:?}: {error}")))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+    use crate::channel::Channel;
 
     #[test]
     fn messages_arrive_as_they_were_sent() {

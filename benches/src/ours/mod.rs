@@ -8,6 +8,7 @@
 mod cluster;
 mod control;
 mod faults;
+pub mod guest;
 pub mod node;
 mod ping_pong;
 mod region;

@@ -15,7 +15,8 @@ use dsm_core::transport::{Connection, Options, Stream};
 use dsm_core::types::{NodeId, PAGE_SIZE, RegionId};
 use dsm_core::uffd::Mode;
 
-use super::control::{Answer, Channel, Command, Order};
+use super::control::{Answer, Command, Order};
+use crate::channel::Channel;
 use crate::error::BenchError;
 use crate::floor::page_order;
 use crate::placement::{CpuSet, Spin};
