@@ -8,10 +8,13 @@
 Every node sees what another wrote: no call acquires or releases memory. See docs/user-guide.md.
 """
 
+from giantvm._bus import Bus, Claim, Unclaimed
+from giantvm._device import Device
 from giantvm._native import version as _version
 from giantvm._node import Lost, Node
 from giantvm._region import PAGE_SIZE, Region
 from giantvm._sync import Barrier, Counter, Mutex, RwLock
+from giantvm._vm import ClockReport, Console, Outcome, Vm, VmReport
 from giantvm.config import Config, NodeSpec
 from giantvm.errors import (
     ClosedError,
@@ -19,31 +22,51 @@ from giantvm.errors import (
     ConfigError,
     Error,
     ForkError,
+    GuestFault,
     NodeLost,
     TimeoutError,
+    VmFailed,
 )
 from giantvm.stats import Latency, RegionStats
+from giantvm.vmspec import DeviceSpec, Mmio, Module, Pio, Vcpu, VmSpec
 
 __all__ = [
     "PAGE_SIZE",
     "Barrier",
+    "Bus",
+    "Claim",
+    "ClockReport",
     "ClosedError",
     "ClusterError",
     "Config",
     "ConfigError",
+    "Console",
     "Counter",
+    "Device",
+    "DeviceSpec",
     "Error",
     "ForkError",
+    "GuestFault",
     "Latency",
     "Lost",
+    "Mmio",
+    "Module",
     "Mutex",
     "Node",
     "NodeLost",
     "NodeSpec",
+    "Outcome",
+    "Pio",
     "Region",
     "RegionStats",
     "RwLock",
     "TimeoutError",
+    "Unclaimed",
+    "Vcpu",
+    "Vm",
+    "VmFailed",
+    "VmReport",
+    "VmSpec",
     "__version__",
 ]
 

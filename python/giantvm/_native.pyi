@@ -11,7 +11,14 @@ from typing import Self, final
 
 from typing_extensions import disjoint_base
 
-__all__ = ["NativeNode", "NativeRegion", "query_status", "version"]
+__all__ = [
+    "NativeNode",
+    "NativeRegion",
+    "NativeRequest",
+    "NativeVm",
+    "query_status",
+    "version",
+]
 
 def version() -> str:
     """Version of the native module; equal to the package's."""
@@ -160,3 +167,117 @@ class NativeRegion:
 
         `BufferError` while buffers are exported; then the region stays open.
         """
+
+@final
+class NativeRequest:
+    """One access of the guest to a device in Python, or its reset."""
+
+    @property
+    def device(self) -> int:
+        """The device's position in the description."""
+
+    @property
+    def kind(self) -> str:
+        """`read`, `write` or `reset`."""
+
+    @property
+    def offset(self) -> int:
+        """Where, in the device."""
+
+    @property
+    def size(self) -> int:
+        """Bytes read or written."""
+
+    @property
+    def value(self) -> int:
+        """What is written."""
+
+    def answer(self, value: int | None) -> None:
+        """What was read; `None` after a write or a reset. Dropped without it, all ones."""
+
+@final
+class NativeVm:
+    """One node's part of a virtual machine."""
+
+    def __new__(
+        cls,
+        node: NativeNode,
+        name: str,
+        memory_bytes: int,
+        vcpus: list[tuple[int, int | None]],
+        kernel: str | None,
+        kernel_format: str | None,
+        cmdline: str,
+        initrd: str | None,
+        modules: list[tuple[str, str]],
+        platform: int,
+        devices: list[tuple[str, int, list[tuple[bool, int, int]], list[tuple[int, int]]]],
+        hide: list[str],
+        overcommit: bool,
+        tsc: str,
+        kvm: str,
+        profile: bool,
+        timeout_ms: int | None,
+    ) -> Self:
+        """Begins it. Nodes are given by position: of a vCPU with the processor it is pinned to.
+
+        A device is its name, its home, ranges (whether ports, first, length), and doorbells (first
+        offset, length). `giantvm.ConfigError` if the description can't be, `giantvm.ClusterError`
+        if this machine can't run it.
+        """
+
+    def run(self) -> None:
+        """Has all nodes' vCPUs run, once all are ready."""
+
+    def pause(self) -> None:
+        """Has all nodes' vCPUs stop."""
+
+    def reset(self) -> None:
+        """Has the guest start again."""
+
+    def stop(self) -> None:
+        """Ends it on all nodes."""
+
+    def fail(self, reason: str) -> None:
+        """Ends it on all nodes, because a device of this node can't go on."""
+
+    def state(self) -> tuple[str, tuple[str, int | None, str] | None]:
+        """What it is doing, and at the end how it ended: kind, status, reason."""
+
+    def wait(
+        self, states: list[str], timeout_ms: int | None
+    ) -> tuple[str, tuple[str, int | None, str] | None]:
+        """Waits for one of `states` or the end; what `state` returns. `giantvm.TimeoutError`."""
+
+    def ram(self) -> list[tuple[int, int, int]]:
+        """Where RAM is: guest-physical address, offset in the region, length."""
+
+    def clock(self) -> tuple[int, int, float, float]:
+        """Rate of the counter in kHz, its offset, its error in ns, the drift in ppm."""
+
+    def claims(self) -> list[tuple[bool, int, int, str, int | None]]:
+        """Who answers: whether ports, first, length, device, and the node if it is another one."""
+
+    def unclaimed(self) -> tuple[int, int, tuple[bool, int] | None, tuple[bool, int] | None]:
+        """Reads and writes that nobody answered, and where the last were (whether ports, where)."""
+
+    def set_line(self, gsi: int, high: bool) -> None:
+        """Drives the line of a global system interrupt."""
+
+    def send_msi(self, address: int, data: int) -> None:
+        """Sends a message-signalled interrupt."""
+
+    def console_write(self, data: bytes) -> int:
+        """Input for the serial port; how many bytes it took."""
+
+    def console_read(self, timeout_ms: int | None) -> bytes:
+        """Waits for output of the serial port; nothing at the end. `giantvm.TimeoutError`."""
+
+    def console_dropped(self) -> int:
+        """Bytes that were not read in time."""
+
+    def next_request(self) -> NativeRequest | None:
+        """Waits for an access to a device of this node; `None` once it is closed."""
+
+    def close(self) -> None:
+        """Ends it on all nodes, if it has not; more than once is fine."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from giantvm._native import NativeNode
 from giantvm._region import Region
@@ -15,6 +16,9 @@ from giantvm._sync import Barrier, Counter, Mutex, RwLock
 from giantvm._time import milliseconds
 from giantvm.config import Config, NodeSpec
 from giantvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from giantvm._vm import Vm
 
 __all__ = ["Lost", "Node"]
 
@@ -63,6 +67,7 @@ class Node:
                 raise ConfigError("name the node that this process is: there is more than one")
             name = cluster.nodes[0].name
         self._index = cluster.index(name)
+        self._vms: weakref.WeakSet[Vm] = weakref.WeakSet()
         self._native = NativeNode(
             name,
             self._index,
@@ -155,6 +160,8 @@ class Node:
     def close(self, *, wait: bool = True, timeout_s: float | None = None) -> None:
         """Closes every region and leaves the cluster; more than once is fine.
 
+        A virtual machine that runs ends, on all nodes.
+
         This node owns pages that others may still read, so it serves them until every node of the
         cluster closes; `wait=False` leaves at once, which ends the regions of those that use them.
 
@@ -163,7 +170,13 @@ class Node:
         return. Raises `giantvm.TimeoutError` if the others do not close within `timeout_s` seconds;
         this node has left then all the same.
         """
+        for vm in list(self._vms):
+            vm.close()
         self._native.close(wait, milliseconds(timeout_s))
+
+    def _adopt(self, vm: Vm) -> None:
+        """Has a virtual machine end before its node."""
+        self._vms.add(vm)
 
     def __enter__(self) -> Node:
         return self

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeGuard
 
+from giantvm._toml import Table, suggestion
 from giantvm.errors import ConfigError
+from giantvm.vmspec import VmSpec, parse_vm
 
 __all__ = ["NODES_MAX", "Config", "NodeSpec", "WaitMode", "parse_size"]
 
@@ -134,6 +135,8 @@ class Config:
     """Threads of each node that serve page faults and peers."""
     wait: WaitMode = "adaptive"
     """How they wait: `blocking` sleeps, `busy` spins, `adaptive` spins briefly where that pays."""
+    vm: VmSpec | None = None
+    """The virtual machine that runs over the cluster, if there is one."""
     source: str = field(default="<arguments>", compare=False)
     """Where the configuration comes from, for messages."""
 
@@ -163,13 +166,15 @@ class Config:
             raise ConfigError(f"{len(self.nodes)} nodes are more than the {NODES_MAX} supported")
         _check_unique("name", (node.name for node in self.nodes))
         _check_unique("listen", (node.listen for node in self.nodes))
+        if self.vm is not None:
+            self.vm.check_nodes([node.name for node in self.nodes])
 
     def index(self, name: str) -> int:
         """The position of the node called `name`; `ConfigError` if there is none."""
         names = [node.name for node in self.nodes]
         if name not in names:
             raise ConfigError(
-                f"{self.source}: there is no node {name!r}{_suggestion(name, names)}: "
+                f"{self.source}: there is no node {name!r}{suggestion(name, names)}: "
                 f"the nodes are {', '.join(names)}"
             )
         return names.index(name)
@@ -210,14 +215,14 @@ class Config:
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{source}: not valid TOML: {error}") from error
         try:
-            top = _Table(document, "the file", {"cluster", "node"})
-            cluster = _Table(
+            top = Table(document, "the file", {"cluster", "node", "vm"})
+            cluster = Table(
                 top.table("cluster"),
                 "[cluster]",
                 {"name", "heartbeat_ms", "timeout_ms", "workers", "wait"},
             )
             nodes = tuple(
-                _parse_node(_Table(entry, f"[[node]] number {position}", _NODE_KEYS))
+                _parse_node(Table(entry, f"[[node]] number {position}", _NODE_KEYS))
                 for position, entry in enumerate(top.tables("node"), start=1)
             )
             wait = cluster.text("wait", "adaptive")
@@ -229,72 +234,24 @@ class Config:
             heartbeat_ms = cluster.integer("heartbeat_ms", 100)
             timeout_ms = cluster.integer("timeout_ms", 2000)
             workers = cluster.integer("workers", 1)
+            vm = None
+            if "vm" in top:
+                vm = parse_vm(top.table("vm"), Path(source).parent, parse_size)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-        return cls(name, nodes, heartbeat_ms, timeout_ms, workers, wait, source)
+        return cls(name, nodes, heartbeat_ms, timeout_ms, workers, wait, vm, source)
 
 
 _NODE_KEYS: Final = {"name", "listen", "memory"}
 
 
-def _parse_node(table: _Table) -> NodeSpec:
+def _parse_node(table: Table) -> NodeSpec:
     name, listen, memory = table.text("name"), table.text("listen"), table.text("memory", "1GiB")
     try:
         size = parse_size(memory)
     except ConfigError as error:
         raise ConfigError(f"node {name!r}: memory: {error}") from None
     return NodeSpec(name, listen, size)
-
-
-class _Table:
-    """A TOML table whose keys are known, read with one message per mistake."""
-
-    def __init__(self, table: object, where: str, known: set[str]) -> None:
-        if not isinstance(table, dict):
-            raise ConfigError(f"{where} must be a table")
-        self._table: Mapping[str, object] = table
-        self._where = where
-        for key in self._table:
-            if key not in known:
-                raise ConfigError(
-                    f"{where}: unknown key {key!r}{_suggestion(key, known)}: "
-                    f"known are {', '.join(sorted(known))}"
-                )
-
-    def _get(self, key: str) -> object:
-        if key not in self._table:
-            raise ConfigError(f"{self._where}: {key} is missing")
-        return self._table[key]
-
-    def text(self, key: str, default: str | None = None) -> str:
-        if default is not None and key not in self._table:
-            return default
-        value = self._get(key)
-        if not isinstance(value, str):
-            raise ConfigError(f"{self._where}: {key} must be a string, not {value!r}")
-        return value
-
-    def integer(self, key: str, default: int) -> int:
-        value = self._table.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"{self._where}: {key} must be a whole number, not {value!r}")
-        return value
-
-    def table(self, key: str) -> object:
-        if key not in self._table:
-            raise ConfigError(f"the [{key}] table is missing")
-        return self._table[key]
-
-    def tables(self, key: str) -> list[object]:
-        value = self._table.get(key, [])
-        if not isinstance(value, list):
-            raise ConfigError(f"write [[{key}]] with two brackets, once for each {key}")
-        return value
-
-
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    closest = difflib.get_close_matches(word, sorted(known), n=1)
-    return f" (did you mean {closest[0]!r}?)" if closest else ""
 
 
 def _is_wait_mode(text: str) -> TypeGuard[WaitMode]:

@@ -8,8 +8,10 @@ __all__ = [
     "ConfigError",
     "Error",
     "ForkError",
+    "GuestFault",
     "NodeLost",
     "TimeoutError",
+    "VmFailed",
 ]
 
 
@@ -27,6 +29,14 @@ class ClusterError(Error):
 
 class NodeLost(ClusterError):
     """A node of the cluster was lost, and the cluster's regions ended with it."""
+
+
+class GuestFault(Error):
+    """A virtual machine's guest can't go on; the message has the reason and the registers."""
+
+
+class VmFailed(ClusterError):
+    """A virtual machine ended because a node or a device can't go on; the message says which."""
 
 
 class ForkError(Error, RuntimeError):

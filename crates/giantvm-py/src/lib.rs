@@ -9,6 +9,7 @@ mod fork;
 mod log_lines;
 mod node;
 mod region;
+mod vm;
 
 use std::time::Duration;
 
@@ -38,9 +39,13 @@ fn query_status(
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     log_lines::install();
     exit::install(module)?;
-    module.add("__all__", ["NativeNode", "NativeRegion", "query_status", "version"])?;
+    let all =
+        ["NativeNode", "NativeRegion", "NativeRequest", "NativeVm", "query_status", "version"];
+    module.add("__all__", all)?;
     module.add_class::<node::NativeNode>()?;
     module.add_class::<region::NativeRegion>()?;
+    module.add_class::<vm::NativeRequest>()?;
+    module.add_class::<vm::NativeVm>()?;
     module.add_function(wrap_pyfunction!(query_status, module)?)?;
     module.add_function(wrap_pyfunction!(version, module)?)
 }

@@ -52,6 +52,16 @@ pub(crate) fn wait<T: Send>(
     timeout_ms: Option<u64>,
     call: impl FnOnce(&Patience<'_>) -> Result<T, NodeError> + Send,
 ) -> PyResult<T> {
+    wait_or(py, timeout_ms, to_python, call)
+}
+
+/// The same, for calls with errors of their own.
+pub(crate) fn wait_or<T: Send, E: Send>(
+    py: Python<'_>,
+    timeout_ms: Option<u64>,
+    convert: fn(E) -> PyErr,
+    call: impl FnOnce(&Patience<'_>) -> Result<T, E> + Send,
+) -> PyResult<T> {
     let raised = Mutex::new(None);
     let result = py.detach(|| {
         let interrupted = || {
@@ -70,7 +80,7 @@ pub(crate) fn wait<T: Send>(
     });
     match lock(&raised).take() {
         Some(error) => Err(error),
-        None => result.map_err(to_python),
+        None => result.map_err(convert),
     }
 }
 

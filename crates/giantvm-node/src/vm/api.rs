@@ -9,7 +9,8 @@ use std::time::Duration;
 use dsm_core::report::chain;
 use dsm_core::transport::ReceiveHalf;
 use dsm_core::types::NodeId;
-use kvm_vcpu::bus::Device;
+use kvm_vcpu::boot::layout::Layout;
+use kvm_vcpu::bus::{Device, Range, Unclaimed};
 use kvm_vcpu::chips::Message;
 use kvm_vcpu::cpuid::Supported;
 use kvm_vcpu::vm::Kvm;
@@ -27,6 +28,7 @@ use super::message::{Join, Outcome};
 use super::platform::{self, Console, Parts};
 use super::post::Post;
 use super::profile::Profile;
+use super::queue::DeviceQueue;
 use super::ram::ram;
 use super::spec::{Image, SpecError, TscSource, VmSpec};
 use super::virtio;
@@ -86,10 +88,22 @@ pub struct VmReport {
     pub unclaimed: (u64, u64),
 }
 
+/// Who answers a range of ports or addresses, as this node knows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BusClaim {
+    /// The range.
+    pub range: Range,
+    /// The device's name.
+    pub device: String,
+    /// The node that is asked; this one answers itself where there is none.
+    pub node: Option<usize>,
+}
+
 /// One node's part of a virtual machine. Dropping it ends the machine.
 pub struct Vm {
     node: Arc<Node>,
     region: Region,
+    layout: Layout,
     core: Arc<Core>,
     watch: Arc<Watch>,
     console: Console,
@@ -248,6 +262,7 @@ impl Vm {
         let vm = Self {
             node: Arc::clone(node),
             region,
+            layout: checked.layout,
             core,
             watch,
             console,
@@ -344,9 +359,26 @@ impl Vm {
         patience.poll("the virtual machine", |until| self.watch.wait(accepts, Some(until)))
     }
 
-    /// Gives input to the guest's serial port, at the platform's home.
-    pub fn input(&self, bytes: &[u8]) {
-        self.console.input(bytes);
+    /// Ends the virtual machine on all nodes, for a device of the program's own that can't go on.
+    pub fn fail(&self, reason: String) {
+        let _ = self.events.send(Event::Failed(reason));
+    }
+
+    /// Has `then` called once, when it has ended; at once if it has. Called on a thread that must not
+    /// be kept.
+    pub fn on_end(&self, then: impl FnOnce() + Send + 'static) {
+        self.watch.on_end(Box::new(then));
+    }
+
+    /// Hears of devices of `queue` that fail.
+    pub fn serve(&self, queue: &DeviceQueue) {
+        queue.connect(self.events.clone());
+    }
+
+    /// Gives input to the guest's serial port, at the platform's home; elsewhere to nobody. Returns how
+    /// many bytes, from the first, there was room for.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        self.console.input(bytes)
     }
 
     /// Gives input to a virtio console, at its home; says how much of it there was room for, or none
@@ -369,6 +401,23 @@ impl Vm {
     /// JSON that python/giantvm/profile.py describes; none without [`VmOptions::profile`].
     pub fn profile_json(&self, most: usize) -> Option<String> {
         self.core.profile.as_ref().map(|profile| profile.render(most).to_string())
+    }
+
+    /// Who answers which ports and addresses.
+    pub fn claims(&self) -> Vec<BusClaim> {
+        let claims = self.core.bus.claims();
+        claims.map(|(range, name, node)| BusClaim { range, device: name.into(), node }).collect()
+    }
+
+    /// Accesses of this node's vCPUs that nobody answered.
+    pub fn unclaimed(&self) -> Unclaimed {
+        self.core.bus.unclaimed()
+    }
+
+    /// Where the guest's RAM is: guest-physical address, offset in the region, length.
+    pub fn ram(&self) -> Vec<(u64, u64, u64)> {
+        let ranges = self.layout.ranges().into_iter();
+        ranges.map(|ram| (ram.start, ram.offset, ram.len)).collect()
     }
 
     /// How it does.

@@ -73,11 +73,16 @@ impl VmState {
 pub(super) struct Watch {
     state: Mutex<VmState>,
     changed: Condvar,
+    on_end: Mutex<Vec<OnEnd>>,
 }
+
+/// Called once, at the end.
+type OnEnd = Box<dyn FnOnce() + Send>;
 
 impl Watch {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::new(VmState::Starting), changed: Condvar::new() }
+        let state = Mutex::new(VmState::Starting);
+        Self { state, changed: Condvar::new(), on_end: Mutex::default() }
     }
 
     pub(super) fn get(&self) -> VmState {
@@ -85,8 +90,23 @@ impl Watch {
     }
 
     fn set(&self, state: VmState) {
+        let ended = matches!(state, VmState::Ended(_));
         *lock(&self.state) = state;
         self.changed.notify_all();
+        if ended {
+            let calls = std::mem::take(&mut *lock(&self.on_end));
+            calls.into_iter().for_each(|call| call());
+        }
+    }
+
+    /// Has `call` called when it has ended.
+    pub(super) fn on_end(&self, call: OnEnd) {
+        lock(&self.on_end).push(call);
+        // Whoever ends it takes the calls after it has said so: one of the two finds this one.
+        if matches!(self.get(), VmState::Ended(_)) {
+            let calls = std::mem::take(&mut *lock(&self.on_end));
+            calls.into_iter().for_each(|call| call());
+        }
     }
 
     /// Waits for a state that `wanted` accepts, until `deadline`.

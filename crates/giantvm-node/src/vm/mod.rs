@@ -14,12 +14,14 @@
 //! | orders: run, pause, reset, end | node 0 | all |
 //!
 //! Threads: `gvm-vm-hear` takes what comes and does what takes no time; `gvm-vm-life` makes and ends
-//! machines; whoever sends does so itself ([`post`]). None takes Python's lock.
+//! machines; whoever sends does so itself ([`post`]). None takes Python's lock: devices in Python are
+//! served by a thread of the program, from a [`DeviceQueue`].
 
 mod access;
 mod api;
 mod ask;
 mod clock;
+mod console;
 mod core;
 mod exchange;
 mod hub;
@@ -29,14 +31,17 @@ mod message;
 mod platform;
 mod post;
 mod profile;
+mod queue;
 mod ram;
 mod spec;
 mod virtio;
 
-pub use api::{ConsoleSink, Interrupts, Vm, VmError, VmOptions, VmReport};
+pub use api::{BusClaim, ConsoleSink, Interrupts, Vm, VmError, VmOptions, VmReport};
 pub use clock::ClockReport;
+pub use console::ConsoleOutput;
 pub use kvm_vcpu::virtio::MacAddress;
 pub use lifecycle::VmState;
 pub use message::Outcome;
+pub use queue::{DeviceQueue, DeviceRequest};
 pub use spec::{DeviceSpec, ImageSpec, SpecError, TscSource, VcpuSpec, VmSpec};
 pub use virtio::{VirtioKind, VirtioSpec};

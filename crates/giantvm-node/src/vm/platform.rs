@@ -54,13 +54,9 @@ pub(super) struct Console(Option<Arc<Immediate<Serial>>>);
 
 impl Console {
     /// Gives the guest input, as far as the port has room for it; elsewhere than at the port's home,
-    /// none.
-    pub(super) fn input(&self, bytes: &[u8]) {
-        if let Some(serial) = &self.0
-            && serial.0.enqueue(bytes) < bytes.len()
-        {
-            log::warn!("the guest does not read its serial port: input is lost");
-        }
+    /// none. Returns how many bytes it took.
+    pub(super) fn input(&self, bytes: &[u8]) -> usize {
+        self.0.as_ref().map_or(0, |serial| serial.0.enqueue(bytes))
     }
 }
 

@@ -121,6 +121,17 @@ impl Bus {
         rest.any(|port| self.claim_of(space, port).is_some()).then_some(Hit::Bytes)
     }
 
+    /// All claims: the range, the device's name, and the node to be asked where it is another one.
+    pub fn claims(&self) -> impl Iterator<Item = (Range, &str, Option<usize>)> {
+        self.ports.iter().chain(&self.memory).map(|claim| {
+            let node = match claim.target {
+                Target::Here(_) => None,
+                Target::There { node, .. } => Some(node),
+            };
+            (claim.range, claim.name(), node)
+        })
+    }
+
     /// Counts an access that nobody answers. Its offset is its address.
     pub fn nobody(&self, space: Space, access: &Access) {
         self.counter.count(space, access);
