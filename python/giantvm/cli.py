@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import giantvm
 from giantvm import profile, status
+from giantvm._run import run
 from giantvm.config import Config
 from giantvm.errors import ConfigError
 from giantvm.symbols import Symbols
@@ -18,13 +19,18 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status: 0, 1 if a node does not answer, 2 for a wrong use."""
+    """Runs the command; the exit status: 0, 1 if a node does not answer, 2 for a wrong use.
+
+    That of `run` is the guest's.
+    """
     options = _parser().parse_args(argv)
     if options.command == "version":
         print(f"giantvm {giantvm.__version__}")
         return 0
     try:
         config = Config.load(options.config)
+        if options.command == "run":
+            return run(config, options.config)
     except ConfigError as error:
         print(f"giantvm: {error}", file=sys.stderr)
         return 2
@@ -75,6 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("version", help="print the version")
+    runs = commands.add_parser(
+        "run",
+        help="run a virtual machine with all of its nodes on this machine",
+        description="Starts all nodes of the virtual machine of FILE, each a process, with the "
+        "guest's serial port in this terminal. Ctrl-] ends it. The exit status is that of the "
+        "guest's debug exit, 0 after a power-off, 84 if the guest can't go on, 82 if a node or a "
+        "device can't, 86 if a node was lost.",
+    )
+    runs.add_argument("config", metavar="FILE", help="the cluster file, with a [vm] table")
     show = commands.add_parser(
         "status", help="show the nodes of a cluster, their regions, and how much moves"
     )

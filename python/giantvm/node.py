@@ -2,32 +2,29 @@
 
 PROGRAM is `MODULE:FUNCTION` or `SCRIPT.py:FUNCTION`; without a function, it is `main`. The
 function runs in this process, with the `giantvm.Node` and the list of ARGS, and returns an exit
-status or `None`. Without a program the node serves its share of memory until SIGINT or SIGTERM.
+status or `None`. Without a program the node runs its part of the file's virtual machine to its end;
+if there is none, it serves its share of memory until SIGINT or SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import logging
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 
 from giantvm import Node
+from giantvm._load import load
+from giantvm._machine import EXIT_LOST, StoppedError, die_with, exit_status, serve, tell
+from giantvm._vm import Outcome
 from giantvm.cli import seconds
 from giantvm.config import Config
 from giantvm.errors import ConfigError, Error, NodeLost
 
 __all__ = ["EXIT_LOST", "main"]
-
-EXIT_LOST = 86
-"""Exit status of a process whose cluster lost a node."""
 
 _WATCH_S = 0.5
 
@@ -36,23 +33,20 @@ Program = Callable[[Node, list[str]], int | None]
 _log = logging.getLogger("giantvm.node")
 
 
-class _StoppedError(BaseException):
-    """SIGTERM or SIGINT came. Not an `Exception`: no program should swallow it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one node; the exit status: the program's, or 2 for a wrong use, 1 for an error,
-    `EXIT_LOST` if a node was lost, 128 and the signal's number if one ended the program.
+    `EXIT_LOST` if a node was lost, 128 and the signal's number if one ended the program. That of
+    a virtual machine: see `giantvm run --help`.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     cut = given.index("--") if "--" in given else len(given)
     options = _parser().parse_args(given[:cut])
+    if options.parent is not None:
+        die_with(options.parent)
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr
+        level=logging.INFO if options.outcome_fd is None else logging.WARNING,
+        format="%(asctime)s %(name)s: %(message)s",
+        stream=sys.stderr,
     )
     serving = cut >= len(given) - 1
     previous = [signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -60,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = Config.load(options.config)
         program = None if serving else _find(given[cut + 1])
         return _run(config, options, program, given[cut + 2 :])
-    except _StoppedError as stopped:
+    except StoppedError as stopped:
         return 0 if serving else 128 + stopped.number
     except NodeLost as error:
-        print(f"giantvm: {error}", file=sys.stderr)
+        tell(Outcome("lost", reason=str(error)), options.outcome_fd)
         return EXIT_LOST
     except Error as error:
         print(f"giantvm: {error}", file=sys.stderr)
@@ -90,6 +84,10 @@ def _run(
         _log.info("node %s joined %s in epoch %d", node.name, config.name, node.epoch)
         if program is not None:
             return program(node, args) or 0
+        if config.vm is not None:
+            outcome = serve(node)
+            tell(outcome, options.outcome_fd)
+            return exit_status(outcome)
         return _serve(node, lost)
 
 
@@ -104,38 +102,19 @@ def _serve(node: Node, lost: threading.Event) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the form of a handler
-    raise _StoppedError(number)
+    raise StoppedError(number)
 
 
 def _find(program: str) -> Program:
     place, colon, function = program.rpartition(":")
     if not colon:
         place, function = program, "main"
-    module = _load_script(Path(place)) if place.endswith(".py") else _load_module(place)
-    found = getattr(module, function, None)
+    what = f"program {program!r}"
+    found = load(what, "function", place, function)
     if not callable(found):
-        raise ConfigError(f"program {program!r}: {place} has no function {function!r}")
+        raise ConfigError(f"{what}: {function!r} of {place} is no function")
     run: Program = found
     return run
-
-
-def _load_module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"program: can't import {error.name!r}: give MODULE:FUNCTION") from error
-
-
-def _load_script(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"program: there is no script {os.fspath(path)!r}")
-    # As for a script that Python runs itself: its neighbours can be imported.
-    sys.path.insert(0, os.fspath(path.parent.resolve()))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="the cluster file")
     parser.add_argument("--node", required=True, metavar="NAME", help="which of its nodes this is")
+    # For `giantvm run`: whose end is this one's, and where to tell the end of the virtual machine.
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--outcome-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument(
         "--insecure",
         action="store_true",
