@@ -16,6 +16,7 @@ static const struct {
     {"litmus", test_litmus},
     {"level", test_level},
     {"msi", test_msi},
+    {"dma", test_dma},
     {"tsc", test_tsc},
     {"hotplug", test_hotplug},
     {"reset", test_reset},

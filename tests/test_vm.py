@@ -25,6 +25,7 @@ GUESTS = [
     "test=locks count=100",
     "test=io count=20",
     "test=msi count=20",
+    "test=dma count=10",
     "test=tsc count=500",
     "test=hotplug rounds=2",
     "test=reset",

@@ -107,7 +107,9 @@ def test_a_device_that_raises_is_named(tmp_path: Path) -> None:
     device = '[[vm.device]]\nname = "trap"\nhome = "b"\nmodel = "broken.py:Broken"\n'
     done = run(write(tmp_path, "test=io count=1", more=device))
     assert done.returncode == 82
-    assert "giantvm: the virtual machine failed: node b: device 'trap': write(offset=" in done.stderr
+    assert (
+        "giantvm: the virtual machine failed: node b: device 'trap': write(offset=" in done.stderr
+    )
     assert "raised ZeroDivisionError" in done.stderr
     assert f'File "{tmp_path}/broken.py", line 8, in write' in done.stderr
 

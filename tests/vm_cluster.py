@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -52,47 +52,6 @@ def spec(nodes: Sequence[str], cmdline: str = "test=smp", **fields: Any) -> VmSp
         devices=devices,
     )
     return replace(made, **fields)
-
-
-class VmCluster:
-    """A cluster whose nodes each have their part of a virtual machine, for a `with` block."""
-
-    def __init__(self, nodes: int, vm: VmSpec, **options: Any) -> None:
-        self.cluster = Cluster(NAMES[:nodes], memory_bytes=128 * MIB, **options)
-        try:
-            self.cluster.each(begin, vm)
-        except BaseException:
-            self.cluster.__exit__(AssertionError, None, None)
-            raise
-
-    def run(self) -> list[tuple[str, int | None]]:
-        """Runs the guest to its end; how that was on each node."""
-        self.cluster.call(0, ask, "run")
-        return [(outcome.kind, outcome.status) for outcome in self.outcomes()]
-
-    def outcomes(self) -> list[giantvm.Outcome]:
-        """How it ended on each node."""
-        return self.cluster.each(outcome)
-
-    def said(self) -> str:
-        """What the guest wrote to its serial port so far."""
-        text: str = self.cluster.call(0, said)
-        return text
-
-    def __enter__(self) -> VmCluster:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if error is None:
-                self.cluster.each(close)
-        finally:
-            self.cluster.__exit__(kind, error, trace)
 
 
 def vm_of(site: Site) -> Vm:
@@ -146,3 +105,53 @@ def close(site: Site) -> None:
     """Ends the node's part."""
     with contextlib.suppress(KeyError):
         site.kept.pop("vm").close()
+
+
+class VmCluster:
+    """A cluster whose nodes each have their part of a virtual machine, for a `with` block."""
+
+    def __init__(
+        self,
+        nodes: int,
+        vm: VmSpec,
+        *,
+        begin: Callable[..., None] | None = begin,
+        more: Sequence[object] = (),
+    ) -> None:
+        self.spec = vm
+        self.cluster = Cluster(NAMES[:nodes], memory_bytes=128 * MIB)
+        try:
+            if begin is not None:
+                self.cluster.each(begin, vm, *more)
+        except BaseException:
+            self.cluster.__exit__(AssertionError, None, None)
+            raise
+
+    def run(self) -> list[tuple[str, int | None]]:
+        """Runs the guest to its end; how that was on each node."""
+        self.cluster.call(0, ask, "run")
+        return [(outcome.kind, outcome.status) for outcome in self.outcomes()]
+
+    def outcomes(self) -> list[giantvm.Outcome]:
+        """How it ended on each node."""
+        return self.cluster.each(outcome)
+
+    def said(self) -> str:
+        """What the guest wrote to its serial port so far."""
+        text: str = self.cluster.call(0, said)
+        return text
+
+    def __enter__(self) -> VmCluster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self.cluster.each(close)
+        finally:
+            self.cluster.__exit__(kind, error, trace)

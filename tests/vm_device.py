@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from giantvm import Device, Mmio, Pio
+import numpy as np
+
+from giantvm import PAGE_SIZE, Device, Mmio, Pio
 
 MEMORY_LENGTH = 0x1000
 PIN = 20
@@ -22,6 +24,7 @@ class TestDevice(Device):
         self.sent = 0
         self.high = False
         self.raised = 0
+        self.page = 0
 
     def read(self, offset: int, size: int) -> int:
         match self._register(offset):
@@ -54,6 +57,11 @@ class TestDevice(Device):
                 self.raised += not self.high and value & 1
                 self.high = bool(value & 1)
                 self.set_line(PIN, self.high)
+            case 0x20:
+                self.page = value
+            case 0x24:
+                words = np.frombuffer(self.memory(self.page * PAGE_SIZE, PAGE_SIZE), np.uint32)
+                words ^= np.uint32(value)
 
     @staticmethod
     def _register(offset: int) -> int:

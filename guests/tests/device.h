@@ -11,6 +11,8 @@
 #define DEVICE_RAISED 0x14
 #define DEVICE_LINE 0x18
 #define DEVICE_LINES 0x1c
+#define DEVICE_PAGE 0x20
+#define DEVICE_KEY 0x24
 
 #define DEVICE_PORT_INDEX 0x5e0
 #define DEVICE_PORT_DATA 0x5e4

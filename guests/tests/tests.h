@@ -19,6 +19,7 @@ void test_io(void);
 void test_litmus(void);
 void test_level(void);
 void test_msi(void);
+void test_dma(void);
 void test_tsc(void);
 void test_hotplug(void);
 void test_reset(void);

@@ -137,7 +137,7 @@ impl VmSpec {
         for (index, device) in self.devices.iter().enumerate() {
             known(&format!("device {:?}", device.name), device.home)?;
             if self.devices[..index].iter().any(|other| other.name == device.name) {
-                return failed(format!("two devices are named {:?}", device.name));
+                return failed(format!("two devices are named {:?}: give each a name of its own", device.name));
             }
             for range in &device.ranges {
                 self.check_range(&layout, &device.name, range)?;
@@ -162,7 +162,7 @@ impl VmSpec {
             .find(|ram| range.start < ram.start + ram.len && ram.start < end);
         match hidden {
             Some(ram) if range.space == Space::Mmio => Err(SpecError(format!(
-                "device {name:?} is at {:#x}, where RAM is ({:#x} to {:#x})",
+                "device {name:?} is at {:#x}, where RAM is ({:#x} to {:#x}): move it up",
                 range.start,
                 ram.start,
                 ram.start + ram.len

@@ -47,6 +47,14 @@ const NEEDED: [(u32, &str, &str); 7] = [
     (KVM_CAP_X86_MSR_FILTER, "KVM_CAP_X86_MSR_FILTER", "to notice a change of APIC mode"),
 ];
 
+/// Refuses a kernel that lacks something; `extension` is what it says of a capability.
+fn check_needed(extension: impl Fn(u32) -> i32) -> Result<(), KvmError> {
+    match NEEDED.into_iter().find(|&(number, _, _)| extension(number) <= 0) {
+        Some((_, capability, purpose)) => Err(KvmError::Capability { capability, purpose }),
+        None => Ok(()),
+    }
+}
+
 /// Whether the processor is AMD's, or Hygon's, which is built after those.
 fn is_amd() -> bool {
     let leaf = core::arch::x86_64::__cpuid(0);
@@ -88,11 +96,7 @@ impl Kvm {
             }
             found => return Err(KvmError::ApiVersion { path: owned(), found }),
         }
-        for (number, capability, purpose) in NEEDED {
-            if kvm.check_extension_raw(number.into()) <= 0 {
-                return Err(KvmError::Capability { capability, purpose });
-            }
-        }
+        check_needed(|number| kvm.check_extension_raw(number.into()))?;
         let has = |number: u32| kvm.check_extension_raw(number.into()).max(0);
         let limits = Limits {
             vcpus_max: kvm.get_max_vcpus().min(kvm.get_max_vcpu_id()),
@@ -136,5 +140,22 @@ impl Kvm {
         let supported = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
         let supported = supported.map_err(KvmError::call("KVM_GET_SUPPORTED_CPUID"))?;
         Ok(supported.as_slice().to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_lacks_a_capability_is_refused_by_its_name() {
+        assert!(check_needed(|_| 1).is_ok());
+        for (missing, name, _) in NEEDED {
+            for says in [0, -1] {
+                let error = check_needed(|number| if number == missing { says } else { 1 });
+                let text = error.unwrap_err().to_string();
+                assert!(text.contains(name) && text.contains("Linux 6.6 or newer has it"), "{text}");
+            }
+        }
     }
 }
