@@ -450,6 +450,49 @@ fn evictions() -> Vec<(Config, &'static str)> {
         ),
         (
             Config::new(
+                "2 nodes, a page moves",
+                &[1, 0],
+                1,
+                vec![on(0, &[write(0), read(0)]), on(1, &[read(0), write(0)])],
+            )
+            .handing_over(2),
+            "moved void no-data",
+        ),
+        (
+            Config::new(
+                "3 nodes, a page moves",
+                &[1, 0, 0],
+                1,
+                vec![on(0, &[write(0)]), on(1, &[write(0)]), on(2, &[read(0)])],
+            )
+            .handing_over(1),
+            "moved forwards",
+        ),
+        (
+            Config::new(
+                "a lease, a page moves",
+                &[1, 0],
+                2,
+                vec![on(0, &[walk(0), write(1)]), on(1, &[read(0), write(1)])],
+            )
+            .with(unchanged)
+            .lease(2)
+            .evicting(1)
+            .handing_over(1),
+            "moved evicted leases",
+        ),
+        (
+            Config::new(
+                "held pages do not move",
+                &[1, 0],
+                2,
+                vec![on(0, &[hold(&[0, 1], Access::Write)]), on(1, &[write(0)])],
+            )
+            .handing_over(1),
+            "moved holds kept",
+        ),
+        (
+            Config::new(
                 "a lease, frames go",
                 &[1, 0, 0],
                 2,

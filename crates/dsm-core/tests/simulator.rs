@@ -12,6 +12,9 @@ use support::coverage::Coverage;
 use support::script::{Config, Op, PLAIN, Script, Use};
 use support::simulate::{Pace, Random, simulate};
 
+/// Most pages that an episode keeps: the protocol's own bound.
+const EPISODE_PAGES: usize = 32;
+
 const EVENTS_MAX: usize = 2_000_000;
 
 #[test]
@@ -61,7 +64,15 @@ fn world(seed: u64) -> (Config, Pace) {
         _ => 2 + random.below(3),
     } as usize;
     let many = random.one_in(6);
-    let pages = if many { 16 + random.below(48) } else { 1 + random.below(6) };
+    let limited = nodes <= 8 && random.one_in(8);
+    let many = many || limited;
+    let pages = if limited {
+        48 + random.below(48)
+    } else if many {
+        16 + random.below(48)
+    } else {
+        1 + random.below(6)
+    };
     let shares = (0..nodes).map(|_| random.below(3)).collect::<Vec<_>>();
     let threads = nodes + random.below(nodes as u64 + 1) as usize;
     let ops = if nodes > 16 { 3 } else { 3 + random.below(6) as usize };
@@ -79,6 +90,11 @@ fn world(seed: u64) -> (Config, Pace) {
     config.calm = random.one_in(3);
     if random.one_in(2) {
         config.evictions = 10_000;
+    }
+    if limited {
+        // No frame more than there are pages, but for what an episode keeps.
+        config.share = (pages as usize).div_ceil(nodes);
+        config.capacity = config.share + EPISODE_PAGES + 1;
     }
     if nodes > 1 && random.one_in(5) {
         config.loss = Some(random.below(nodes as u64) as usize);

@@ -8,7 +8,8 @@ use std::fs;
 use std::path::Path;
 
 use dsm_core::protocol::{
-    Companion, Grant, Hint, Invalidate, InvalidateAck, Message, PageGrant, Request, Right,
+    Companion, Grant, HandOver, Hint, Invalidate, InvalidateAck, Message, PageGrant, Request,
+    Right, Room, RoomUnused, RoomWanted,
 };
 use dsm_core::wire::{
     Answer, Channel, ClusterId, ControlKind, Hello, Identity, Incarnation, Refusal, RefusalCode,
@@ -80,6 +81,16 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("ack", Message::InvalidateAck(InvalidateAck { page, version: version(43) })),
         ("hint", Message::Hint(Hint { page, owner: node(6), owner_since: version(43) })),
         ("grant-nothing", Message::Grant(nothing)),
+        (
+            "room-wanted",
+            Message::RoomWanted(RoomWanted { frames: 32, pressing: true, age: request().age }),
+        ),
+        ("room", Message::Room(Room { frames: 16 })),
+        ("room-unused", Message::RoomUnused(RoomUnused { frames: 4 })),
+        (
+            "hand-over",
+            Message::HandOver(HandOver { pages: vec![page_grant(7, ownership(), true, None)] }),
+        ),
     ]
 }
 
@@ -107,10 +118,13 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
         let mut bytes = vec![63];
         encode(&message, RegionId(0x0a0b_0c0d), &mut bytes);
         stream.extend_from_slice(&bytes[1..]);
-        if let Message::Grant(grant) = &message {
-            let pages = grant.pages.iter().filter(|page| page.data).count();
-            stream.resize(stream.len() + pages * PAGE_SIZE, 0x5a);
-        }
+        let pages = match &message {
+            Message::Grant(grant) => &grant.pages[..],
+            Message::HandOver(hand_over) => &hand_over.pages,
+            _ => &[],
+        };
+        let with_data = pages.iter().filter(|page| page.data).count();
+        stream.resize(stream.len() + with_data * PAGE_SIZE, 0x5a);
         seeds.insert(format!("decode/seed-{name}"), bytes);
     }
     let kind = ControlKind::new(0x40).unwrap();

@@ -3,24 +3,47 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use super::worker::Wake;
 
 /// Frames that a worker frees beyond what is needed, so that it needn't begin anew for each page.
 const SLACK_MAX: u64 = 64;
 
+/// How long a refused node's wish counts: it asks again before that.
+const WANTED_MS: u64 = 20;
+
+/// Frames beyond the share, for each worker, for what is on its way here: 2 MiB.
+const RESERVE: u64 = 512;
+
 /// The frames of a node.
 pub(super) struct Budget {
     /// Frames that the node gives.
     share: u64,
-    /// Frames that exist.
+    /// Frames beyond that, for what must be received.
+    reserve: u64,
+    /// Frames that exist, and those kept free for other nodes' pages.
     frames: AtomicU64,
+    /// Frames that another node asked for in vain. Whatever worker has pages that can go, makes room.
+    wanted: AtomicU64,
+    /// Until when, in milliseconds from `start`.
+    wanted_until_ms: AtomicU64,
+    start: Instant,
     workers: OnceLock<Vec<Arc<Wake>>>,
 }
 
 impl Budget {
-    pub(super) fn new(share: u64) -> Self {
-        Self { share, frames: AtomicU64::new(0), workers: OnceLock::new() }
+    pub(super) fn new(share: u64, workers: usize) -> Self {
+        let reserve = RESERVE * workers as u64;
+        Self {
+            share,
+            reserve,
+            frames: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            wanted_until_ms: AtomicU64::new(0),
+            start: Instant::now(),
+            workers: OnceLock::new(),
+        }
     }
 
     /// Whom to wake when one of them finds nothing to give back.
@@ -44,14 +67,68 @@ impl Budget {
         }
     }
 
+    fn frames(&self) -> u64 {
+        self.frames.load(Ordering::Relaxed)
+    }
+
+    /// Another node was refused `frames`; 0 if it got what it asked for.
+    pub(super) fn want(&self, frames: u64) {
+        if frames == 0 && self.wanted.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        self.wanted_until_ms.store(self.now_ms() + WANTED_MS, Ordering::Relaxed);
+        self.wanted.store(frames, Ordering::Relaxed);
+        if frames > 0 {
+            self.wake_all();
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Frames that the node gives, less those that another waits for.
+    fn share_left(&self) -> u64 {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        if wanted == 0 {
+            return self.share;
+        }
+        if self.now_ms() > self.wanted_until_ms.load(Ordering::Relaxed) {
+            self.wanted.store(0, Ordering::Relaxed);
+            return self.share;
+        }
+        self.share.saturating_sub(wanted)
+    }
+
+    /// Frames to give back: beyond the share, or for another node's sake.
+    pub(super) fn surplus(&self) -> u64 {
+        self.frames().saturating_sub(self.share_left())
+    }
+
     /// Frames beyond the share.
     pub(super) fn excess(&self) -> u64 {
-        self.frames.load(Ordering::Relaxed).saturating_sub(self.share)
+        self.frames().saturating_sub(self.share)
+    }
+
+    /// Frames within the share that do not exist.
+    pub(super) fn room(&self) -> u64 {
+        self.share.saturating_sub(self.frames())
     }
 
     /// Frames to free, once there is an excess.
     pub(super) fn goal(&self) -> u64 {
         let slack = SLACK_MAX.min(self.share / 16);
-        self.frames.load(Ordering::Relaxed).saturating_sub(self.share - slack)
+        self.frames().saturating_sub(self.share_left().saturating_sub(slack))
+    }
+
+    /// Whether pages that nobody waits for had better stay where they are.
+    pub(super) fn is_tight(&self) -> bool {
+        self.excess() >= self.reserve / 4
+    }
+
+    /// Whether a page that needs a frame has to wait. What is on its way then takes the rest of the
+    /// reserve.
+    pub(super) fn is_full(&self) -> bool {
+        self.excess() >= self.reserve / 2
     }
 }

@@ -50,6 +50,10 @@ pub(super) enum Command {
     End {
         reply: Reply<()>,
     },
+    /// Pages that find no frame are lost.
+    GiveUp {
+        region: RegionId,
+    },
     Hold {
         region: RegionId,
         hold: HoldRequest,

@@ -86,6 +86,12 @@ pub enum EngineEvent {
         /// What happened.
         reason: String,
     },
+    /// Threads wait for pages of a region that find no frame, here or at any other node: they go on
+    /// waiting until there is one, or until [`Engine::give_up`] ends their accesses.
+    MemoryFull {
+        /// The region.
+        region: RegionId,
+    },
     /// The kernel refused an operation on a region's memory; the region cannot go on.
     MemoryFailed {
         /// The region.
@@ -212,7 +218,7 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         let events: Arc<dyn Fn(EngineEvent) + Send + Sync> = Arc::new(events);
         let ages = Arc::new(Ages::new());
-        let budget = Arc::new(Budget::new(config.frames));
+        let budget = Arc::new(Budget::new(config.frames, config.workers));
         let mut workers: Vec<WorkerHandle> = Vec::new();
         for index in 0..config.workers.max(1) {
             let (commands, receiver) = mpsc::channel();
@@ -338,6 +344,13 @@ impl Engine {
     /// [`EngineError::Stopped`].
     pub fn end(&self) -> Result<(), EngineError> {
         self.ask_all(|reply| Command::End { reply }).map(drop)
+    }
+
+    /// Ends the accesses that wait for a frame, as for pages that were lost.
+    pub fn give_up(&self, region: RegionId) {
+        for worker in &self.workers {
+            let _ = worker.tell(Command::GiveUp { region });
+        }
     }
 
     /// Fetches pages for `access` and keeps them until the guard is dropped, or the time that a

@@ -84,6 +84,11 @@ impl Residency {
         new
     }
 
+    /// Whether `page` has a frame.
+    pub(super) fn is_present(&self, page: Page) -> bool {
+        self.bits(page).is_some_and(|(present, _)| present)
+    }
+
     /// Whether the hand has taken `page` out of the view, and nobody has touched it since.
     pub(super) fn is_idle(&self, page: Page) -> bool {
         self.bits(page).is_some_and(|(_, idle)| idle)

@@ -12,6 +12,7 @@ use crate::uffd::Fault;
 use super::ages::Ages;
 use super::budget::Budget;
 use super::command::{HoldRequest, Reply};
+use super::evict::Moving;
 use super::handle::HoldError;
 use super::observe::{Observed, Observer};
 use super::pace::{Nudge, Pace};
@@ -28,6 +29,8 @@ pub(super) struct Outgoing {
     pub(super) to: NodeId,
     pub(super) region: RegionId,
     pub(super) message: Message,
+    /// The pages of a [`Message::HandOver`], whose frames go before it leaves.
+    pub(super) copied: Vec<[u8; PAGE_SIZE]>,
 }
 
 /// A hold that this worker gathers or keeps.
@@ -55,7 +58,10 @@ pub(super) struct Shard {
     holds: HashMap<ThreadId, Hold>,
     holds_expired: u64,
     pub(super) residency: Residency,
-    budget: Arc<Budget>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) moving: Moving,
+    /// Frames kept free for other nodes, as counted in the budget.
+    room_given: u64,
 }
 
 /// The world as the protocol sees it during one call.
@@ -105,6 +111,8 @@ impl Shard {
             holds_expired: 0,
             residency,
             budget,
+            moving: Moving::default(),
+            room_given: 0,
         }
     }
 
@@ -139,6 +147,12 @@ impl Shard {
             self.record(&installed);
         }
         self.report_ready();
+        let given = self.protocol.room_given();
+        if given != self.room_given {
+            self.budget.added(given.saturating_sub(self.room_given));
+            self.budget.gone(self.room_given.saturating_sub(given));
+            self.room_given = given;
+        }
         error.map_or(Ok(result), Err)
     }
 
@@ -190,7 +204,8 @@ impl Shard {
             protocol.fault_since(fault.thread, taken.since, page, fault.access, world);
             // A page of the stretch that had to be asked for: the rest of it was not asked for either.
             let refused = world.outgoing.len() > before;
-            if let Some(ahead) = ahead.or(rest.filter(|_| refused)) {
+            let ahead = ahead.or(rest.filter(|_| refused)).filter(|_| !world.budget.is_tight());
+            if let Some(ahead) = ahead {
                 let pages: Vec<Page> = (ahead.start.0..ahead.end.0).map(Page).collect();
                 protocol.prefetch(&pages, world);
             }
@@ -386,6 +401,12 @@ impl Shard {
     }
 }
 
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.budget.gone(self.residency.count() + self.room_given);
+    }
+}
+
 impl World<'_> {
     fn keep(&mut self, result: Result<(), MemoryError>) {
         if let Err(error) = result
@@ -460,7 +481,17 @@ impl Effects for World<'_> {
             let with_data = grant.pages.iter().filter(|granted| granted.data);
             with_data.for_each(|granted| self.use_frame(granted.page));
         }
-        self.outgoing.push(Outgoing { to, region: self.region, message });
+        let mut copied = Vec::new();
+        if let Message::HandOver(hand_over) = &message {
+            for granted in &hand_over.pages {
+                self.use_frame(granted.page);
+                let mut bytes = [0; PAGE_SIZE];
+                let result = self.memory.copy_out(granted.page, &mut bytes);
+                self.keep(result);
+                copied.push(bytes);
+            }
+        }
+        self.outgoing.push(Outgoing { to, region: self.region, message, copied });
     }
 
     fn fill(&mut self, page: Page, payload: usize) {
@@ -493,6 +524,10 @@ impl Effects for World<'_> {
 
     fn revoke(&mut self, pages: &[Page]) {
         self.over_runs(pages, RegionMemory::revoke);
+    }
+
+    fn may_take(&mut self, page: Page) -> bool {
+        !self.budget.is_full() || self.residency.is_present(page)
     }
 
     fn discard(&mut self, page: Page) {

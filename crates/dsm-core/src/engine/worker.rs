@@ -273,16 +273,31 @@ impl Worker {
     /// Gives frames back where there are too many, when the messages of this turn have left: they may
     /// have bytes of these frames.
     fn make_room(&mut self) -> Pressure {
-        if self.budget.excess() == 0 {
-            self.shortage = Shortage::default();
-            return Pressure::None;
-        }
         let mut outgoing = std::mem::take(&mut self.outgoing);
-        let mut shortage = std::mem::take(&mut self.shortage);
-        let budget = Arc::clone(&self.budget);
-        self.each_shard(|shard| shortage.relieve(shard, &budget, &mut outgoing));
-        let pressure = shortage.pressure(&budget);
-        (self.outgoing, self.shortage) = (outgoing, shortage);
+        self.each_shard(|shard| {
+            shard.answer_room(&mut outgoing)?;
+            shard.feed(&mut outgoing)
+        });
+        self.outgoing = outgoing;
+        self.dispatch();
+        let Some(mut shortage) = std::mem::take(&mut self.shortage).begin(&self.budget) else {
+            return Pressure::None;
+        };
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        let peers = std::mem::take(&mut self.peers);
+        let starved = self.shards.values().filter(|shard| shard.protocol.is_starved());
+        shortage.starved = starved.map(|shard| shard.protocol.shortage_age()).min();
+        self.each_shard(|shard| shortage.relieve(shard, &peers, &mut outgoing));
+        let pressure = shortage.pressure(&self.budget);
+        if pressure == Pressure::None {
+            self.each_shard(|shard| shard.return_rooms(&mut outgoing));
+        }
+        (self.outgoing, self.peers, self.shortage) = (outgoing, peers, shortage);
+        for shard in self.shards.values_mut() {
+            if shard.finds_cluster_full() {
+                (self.events)(EngineEvent::MemoryFull { region: shard.region });
+            }
+        }
         self.dispatch();
         pressure
     }
@@ -391,6 +406,9 @@ impl Worker {
                 self.each_shard(|shard| shard.end(&mut outgoing));
                 self.outgoing.append(&mut outgoing);
                 let _ = reply.try_send(());
+            }
+            Command::GiveUp { region } => {
+                self.with_shard(region, Shard::give_up_starved);
             }
             Command::Hold { region, hold, reply } => {
                 self.with_shard(region, |shard, outgoing| shard.hold(hold, reply, outgoing));
@@ -523,7 +541,7 @@ impl Worker {
     /// Hands the messages of this turn to the transports, and those to the kernel.
     fn dispatch(&mut self) {
         let mut failed = Vec::new();
-        for Outgoing { to, region, message } in self.outgoing.drain(..) {
+        for Outgoing { to, region, message, copied } in self.outgoing.drain(..) {
             let (Some(link), Some(shard)) = (self.links.get_mut(&to), self.shards.get(&region))
             else {
                 continue;
@@ -537,6 +555,7 @@ impl Worker {
                     .filter(|granted| granted.data)
                     .map(|granted| shard.frame_bytes(granted.page))
                     .collect(),
+                Message::HandOver(_) => Ok(copied.iter().collect()),
                 _ => Ok(Vec::new()),
             };
             let sent = match pages {

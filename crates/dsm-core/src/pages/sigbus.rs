@@ -97,6 +97,11 @@ impl Registration {
         Ok(Self { name: name.into(), addresses, slot })
     }
 
+    /// The region's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// From now on a `SIGBUS` in the region ends the process, with a line that names `node` and
     /// `reason`. To be called before pages are poisoned; of several calls the first counts.
     pub fn mark_lost(&self, node: &str, reason: &str) {

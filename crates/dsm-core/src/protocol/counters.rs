@@ -61,8 +61,12 @@ counters! {
     kept,
     /// Grants that an invalidation had overtaken.
     void_grants,
-    /// Frames given back because memory was short.
+    /// Frames given back because memory was short, those of pages handed over not counted.
     evicted,
+    /// Pages handed over to a node with room.
+    handed_over,
+    /// Times that a page found no frame, and waited for one.
+    starved,
     /// Messages sent.
     messages_sent,
 }

@@ -27,6 +27,14 @@ impl Protocol {
         Age { clock: u64::MAX, node: self.me() }
     }
 
+    /// The age for whose sake frames are given back: that of the oldest that waits for one, so that it
+    /// gets those of younger episodes, and not its own; the youngest if nobody waits.
+    pub fn shortage_age(&self) -> Age {
+        let need = |page| self.pending.get(page).and_then(|pending| pending.need);
+        let oldest = self.starved.iter().filter_map(need).map(|need| need.age).min();
+        oldest.map_or(self.youngest(), |age| Age { clock: age.clock.saturating_add(1), ..age })
+    }
+
     /// Whether the frame of `page` may go for the sake of something of this age.
     pub fn may_evict(&self, page: Page, age: Age) -> bool {
         let requested =

@@ -132,7 +132,8 @@ impl Protocol {
                 let entry = self.table.get(page);
                 let asked = self.pending.get(&page).is_some_and(|p| p.request.is_some());
                 let leasing = self.leasing.contains_key(&self.table.block_start(page));
-                if entry.state == PageState::Invalid && !entry.is_owner() && !asked && !leasing {
+                let wanted = entry.state == PageState::Invalid && !entry.is_owner();
+                if wanted && !asked && !leasing && fx.may_take(page) {
                     self.request(page, Access::Read, age, batch, fx);
                 }
             }
@@ -145,6 +146,7 @@ impl Protocol {
         self.ended = true;
         self.outbound.clear();
         self.leasing.clear();
+        self.starved.clear();
         for (page, pending) in std::mem::take(&mut self.pending) {
             if pending.need.is_some() {
                 self.lose(page, fx);
@@ -162,7 +164,7 @@ impl Protocol {
         self.ended
     }
 
-    fn lose<E: Effects>(&mut self, page: Page, fx: &mut E) {
+    pub(super) fn lose<E: Effects>(&mut self, page: Page, fx: &mut E) {
         let mut entry = self.table.get(page);
         if entry.state != PageState::Invalid {
             entry.state = PageState::Invalid;
@@ -214,6 +216,12 @@ impl Protocol {
             self.want(page, access, age);
             return self.hurry_request(seq, age, fx);
         }
+        if !fx.may_take(page) {
+            self.counters.starved += 1;
+            self.want(page, access, age);
+            self.starved.insert(page);
+            return;
+        }
         match entry.role {
             Role::Owner { .. } => self.need_as_owner(page, entry, access, age, with, fx),
             Role::Holder { .. } => {
@@ -245,7 +253,7 @@ impl Protocol {
                 let entry = self.table.get(next);
                 let alone = entry.is_owner() && entry.copyset().is_empty();
                 let idle = !self.pending.contains_key(&next);
-                if alone && idle && entry.state == PageState::Invalid {
+                if alone && idle && entry.state == PageState::Invalid && fx.may_take(next) {
                     self.claim(next, age, fx);
                 }
             }

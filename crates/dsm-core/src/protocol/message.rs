@@ -21,12 +21,25 @@ pub enum Message {
     InvalidateAck(InvalidateAck),
     /// Tells a node that forwarded a request who owns the page now.
     Hint(Hint),
+    /// A node that owns more than its share asks whether another has room.
+    RoomWanted(RoomWanted),
+    /// The answer.
+    Room(Room),
+    /// Room that was given is not needed.
+    RoomUnused(RoomUnused),
+    /// Pages go to a node that has given room for them.
+    HandOver(HandOver),
 }
 
 impl Message {
     /// Whether the message must never wait behind a [`Message::Request`].
     pub fn is_urgent(&self) -> bool {
-        !matches!(self, Message::Request(_) | Message::Hint(_))
+        match self {
+            Self::Grant(_) | Self::Invalidate(_) | Self::InvalidateAck(_) => true,
+            Self::Room(_) | Self::RoomUnused(_) => true,
+            // Nobody has asked for the pages of a hand-over, so nobody waits for it.
+            Self::Request(_) | Self::Hint(_) | Self::RoomWanted(_) | Self::HandOver(_) => false,
+        }
     }
 }
 
@@ -146,4 +159,36 @@ pub struct Hint {
     pub owner: NodeId,
     /// The version at which `owner` became, or becomes, the owner.
     pub owner_since: Version,
+}
+
+/// Asks for frames to be kept free for pages of the sender.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct RoomWanted {
+    /// How many would be of use; at least one.
+    pub frames: u8,
+    /// The sender has more than its share: copies in use are to make room, too.
+    pub pressing: bool,
+    /// The age for whose sake it is.
+    pub age: Age,
+}
+
+/// Frames that are kept free for pages of the receiver from now on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Room {
+    /// How many; 0: the sender has none.
+    pub frames: u8,
+}
+
+/// Gives back room that was given.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct RoomUnused {
+    /// How many frames.
+    pub frames: u32,
+}
+
+/// Pages with their ownership, for which the receiver has given room.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct HandOver {
+    /// At most [`super::HAND_OVER_MAX`], each with ownership and data.
+    pub pages: Vec<PageGrant>,
 }

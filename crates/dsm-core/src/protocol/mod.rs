@@ -35,6 +35,7 @@ mod mutation;
 mod owner;
 mod pattern;
 mod receiver;
+mod room;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,10 +44,11 @@ use std::ops::Range;
 pub use counters::Counters;
 pub use evict::Eviction;
 pub use message::{
-    COMPANIONS_MAX, Companion, Grant, Hint, Invalidate, InvalidateAck, Message, PageGrant, Request,
-    Right,
+    COMPANIONS_MAX, Companion, Grant, HandOver, Hint, Invalidate, InvalidateAck, Message,
+    PageGrant, Request, Right, Room, RoomUnused, RoomWanted,
 };
 pub use mutation::Mutation;
+pub use room::HAND_OVER_MAX;
 pub use table::{Homes, PageState};
 
 use crate::types::{Access, Age, NodeId, NodeSet, Page, ThreadId, Version};
@@ -59,8 +61,8 @@ pub const LEASE_PAGES: u64 = 512;
 
 /// What the machine does to the world; every call takes effect before it returns.
 pub trait Effects {
-    /// Sends `message` to `to`. For a [`Grant`], the bytes of each page with `data` are those of
-    /// the frame now, in order.
+    /// Sends `message` to `to`. For a [`Grant`] or a [`HandOver`], the bytes of each page with `data`
+    /// are those of the frame now, in order.
     fn send(&mut self, to: NodeId, message: Message);
     /// Puts the bytes that came with the message being handled into the frame of `page`; `payload`
     /// counts the pages of the message that have data.
@@ -73,6 +75,8 @@ pub trait Effects {
     fn revoke(&mut self, pages: &[Page]);
     /// Takes away every right, and gives the frame back: its bytes are zero from now on.
     fn discard(&mut self, page: Page);
+    /// Whether `page` has a frame, or may take one now.
+    fn may_take(&mut self, page: Page) -> bool;
     /// Takes away every right for good: who touches the page learns that it is lost.
     fn poison(&mut self, page: Page);
     /// A fingerprint of the frame's bytes. Called only while nobody can write them.
@@ -170,6 +174,12 @@ pub enum Violation {
         /// The page.
         page: u64,
     },
+    /// Pages without room for them, or room that was not asked for.
+    #[error("node {node} hands over, or gives, what was not agreed on")]
+    Room {
+        /// The node.
+        node: usize,
+    },
     /// A grant that contradicts itself.
     #[error("a grant of page {page} is malformed")]
     MalformedGrant {
@@ -203,6 +213,9 @@ pub struct Protocol {
     rewant: Vec<Rewant>,
     /// Threads whose episodes kept a companion of some request here.
     blamed: BTreeSet<ThreadId>,
+    rooms: room::Rooms,
+    /// Pages that threads need and that find no frame.
+    starved: BTreeSet<Page>,
     ended: bool,
     counters: Counters,
 }
@@ -276,7 +289,7 @@ impl std::hash::Hash for Protocol {
         self.streams.hash(state);
         self.convoys.hash(state);
         (self.clock, self.last_seq, self.ended).hash(state);
-        (&self.ready, &self.rewant).hash(state);
+        (&self.ready, &self.rewant, &self.rooms, &self.starved).hash(state);
     }
 }
 
@@ -309,6 +322,8 @@ impl Protocol {
             ready: Vec::new(),
             rewant: Vec::new(),
             blamed: BTreeSet::new(),
+            rooms: room::Rooms::default(),
+            starved: BTreeSet::new(),
             ended: false,
             counters: Counters::default(),
         }

@@ -26,11 +26,16 @@ pub enum Mutation {
     EvictWithoutForgetting,
     EvictTheOnlyBytes,
     EvictHeld,
+    HandOverWithoutRoom,
+    HandOverKeepsVersion,
+    HandOverWithoutCopyset,
+    HandOverWhileBusy,
+    HandOverStillMapped,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 27] = [
         Self::WriteBeforeLastAck,
         Self::IgnoreInvalidation,
         Self::DropAcknowledgement,
@@ -53,5 +58,10 @@ impl Mutation {
         Self::EvictWithoutForgetting,
         Self::EvictTheOnlyBytes,
         Self::EvictHeld,
+        Self::HandOverWithoutRoom,
+        Self::HandOverKeepsVersion,
+        Self::HandOverWithoutCopyset,
+        Self::HandOverWhileBusy,
+        Self::HandOverStillMapped,
     ];
 }

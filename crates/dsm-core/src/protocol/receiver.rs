@@ -31,6 +31,10 @@ impl Protocol {
             Message::Invalidate(invalidate) => self.receive_invalidate(from, invalidate, fx)?,
             Message::InvalidateAck(ack) => self.receive_ack(from, ack, fx),
             Message::Hint(hint) => self.receive_hint(hint),
+            Message::RoomWanted(wanted) => self.receive_room_wanted(from, wanted),
+            Message::Room(room) => self.receive_room(from, room)?,
+            Message::RoomUnused(unused) => self.receive_room_unused(from, unused)?,
+            Message::HandOver(hand_over) => self.receive_hand_over(from, hand_over, fx)?,
         }
         self.settle(fx);
         Ok(())
@@ -57,6 +61,11 @@ impl Protocol {
                 self.check_page(hint.page)?;
                 self.check_node(hint.owner)
             }
+            Message::HandOver(hand_over) => {
+                hand_over.pages.iter().try_for_each(|granted| self.check_page(granted.page))
+            }
+            Message::RoomWanted(wanted) => self.check_node(wanted.age.node),
+            Message::Room(_) | Message::RoomUnused(_) => Ok(()),
         }
     }
 
@@ -79,7 +88,7 @@ impl Protocol {
         self.check_nodes(NodeSet::only(node))
     }
 
-    fn check_nodes(&self, nodes: NodeSet) -> Result<(), Violation> {
+    pub(super) fn check_nodes(&self, nodes: NodeSet) -> Result<(), Violation> {
         if nodes.within(self.settings.nodes) {
             Ok(())
         } else {
@@ -298,7 +307,7 @@ impl Protocol {
     }
 
     /// Goes on with a page that nothing is under way for.
-    fn resume<E: Effects>(&mut self, page: Page, fx: &mut E) {
+    pub(super) fn resume<E: Effects>(&mut self, page: Page, fx: &mut E) {
         if let Some(pending) = self.pending.get(&page)
             && let Some(need) = pending.need
             && pending.request.is_none()

@@ -4,14 +4,15 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::header::{FrameHeader, Kind, at_most, zero};
 use super::layout::{
-    GRANT_LEASE, PAGE_CHECK, PAGE_DATA, PAGE_OWNERSHIP, REQUEST_LEASE, REQUEST_WRITE, RawAck,
-    RawCompanion, RawGrant, RawHint, RawInvalidate, RawPageGrant, RawRequest,
+    GRANT_LEASE, PAGE_CHECK, PAGE_DATA, PAGE_OWNERSHIP, REQUEST_LEASE, REQUEST_WRITE,
+    ROOM_PRESSING, RawAck, RawCompanion, RawGrant, RawHandOver, RawHint, RawInvalidate,
+    RawPageGrant, RawRequest, RawRoom, RawRoomWanted,
 };
 use super::{PAYLOAD_PAGES_MAX, WAITERS_MAX, WireError};
 
 use crate::protocol::{
-    COMPANIONS_MAX, Companion, Grant, Hint, Invalidate, InvalidateAck, Message, PageGrant, Request,
-    Right,
+    COMPANIONS_MAX, Companion, Grant, HAND_OVER_MAX, HandOver, Hint, Invalidate, InvalidateAck,
+    Message, PageGrant, Request, Right, Room, RoomUnused, RoomWanted,
 };
 use crate::types::{Access, Age, NodeId, NodeSet, Page, Version};
 
@@ -36,10 +37,15 @@ pub fn decode(header: &FrameHeader, body: &[u8], limits: &Limits) -> Result<Mess
         Kind::Invalidate => Message::Invalidate(invalidate(body, limits)?),
         Kind::InvalidateAck => Message::InvalidateAck(acknowledgement(body, limits)?),
         Kind::Hint => Message::Hint(hint(body, limits)?),
+        Kind::RoomWanted => Message::RoomWanted(room_wanted(body, limits)?),
+        Kind::Room => Message::Room(room(body)?),
+        Kind::RoomUnused => Message::RoomUnused(room_unused(body)?),
+        Kind::HandOver => Message::HandOver(hand_over(body, limits)?),
         Kind::Control(kind) => return Err(WireError::NotAPageMessage { kind: kind.code() }),
     };
     let announced = match &message {
         Message::Grant(grant) => grant.pages.iter().filter(|page| page.data).count(),
+        Message::HandOver(hand_over) => hand_over.pages.len(),
         _ => 0,
     };
     if header.payload_pages() != announced {
@@ -221,6 +227,49 @@ fn hint(body: &[u8], limits: &Limits) -> Result<Hint, WireError> {
         owner: node("hint.owner", raw.owner, limits)?,
         owner_since: version("hint.owner_since", raw.owner_since.get())?,
     })
+}
+
+fn room_wanted(body: &[u8], limits: &Limits) -> Result<RoomWanted, WireError> {
+    const MESSAGE: &str = "request for room";
+    exact_length(MESSAGE, body, size_of::<RawRoomWanted>())?;
+    let (raw, _) = take::<RawRoomWanted>(MESSAGE, body)?;
+    zero("room_wanted.flags", (raw.flags & !ROOM_PRESSING).into())?;
+    raw.reserved.iter().try_for_each(|&byte| zero(MESSAGE, byte.into()))?;
+    if raw.frames == 0 {
+        return Err(contradiction(MESSAGE, "it wants none"));
+    }
+    let age = age("room_wanted.age_node", raw.age_clock.get(), raw.age_node, limits)?;
+    Ok(RoomWanted { frames: raw.frames, pressing: raw.flags & ROOM_PRESSING != 0, age })
+}
+
+fn room(body: &[u8]) -> Result<Room, WireError> {
+    let frames = at_most("room.frames", raw_room("room", body)?.into(), u8::MAX.into())?;
+    Ok(Room { frames: frames as u8 })
+}
+
+fn room_unused(body: &[u8]) -> Result<RoomUnused, WireError> {
+    Ok(RoomUnused { frames: raw_room("unused room", body)? })
+}
+
+fn raw_room(message: &'static str, body: &[u8]) -> Result<u32, WireError> {
+    exact_length(message, body, size_of::<RawRoom>())?;
+    let (raw, _) = take::<RawRoom>(message, body)?;
+    raw.reserved.iter().try_for_each(|&byte| zero(message, byte.into()))?;
+    Ok(raw.frames.get())
+}
+
+fn hand_over(body: &[u8], limits: &Limits) -> Result<HandOver, WireError> {
+    const MESSAGE: &str = "hand-over";
+    let (raw, rest) = take::<RawHandOver>(MESSAGE, body)?;
+    raw.reserved.iter().try_for_each(|&byte| zero(MESSAGE, byte.into()))?;
+    let count = at_most("hand_over.pages", raw.pages.into(), HAND_OVER_MAX as u64)? as usize;
+    exact_length(MESSAGE, rest, count * size_of::<RawPageGrant>())?;
+    let pages = granted_pages(rest, limits)?;
+    let whole = |page: &PageGrant| page.data && page.right != Right::Copy;
+    if count == 0 || !pages.iter().all(whole) {
+        return Err(contradiction(MESSAGE, "it has no page, or one without ownership or bytes"));
+    }
+    Ok(HandOver { pages })
 }
 
 fn take<'a, T: FromBytes + KnownLayout + Immutable + Unaligned>(

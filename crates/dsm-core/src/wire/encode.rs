@@ -4,12 +4,13 @@ use zerocopy::IntoBytes;
 
 use super::header::{ControlKind, FrameHeader, HEADER_LEN, Kind};
 use super::layout::{
-    GRANT_LEASE, PAGE_CHECK, PAGE_DATA, PAGE_OWNERSHIP, REQUEST_LEASE, REQUEST_WRITE, RawAck,
-    RawCompanion, RawGrant, RawHint, RawInvalidate, RawPageGrant, RawRequest,
+    GRANT_LEASE, PAGE_CHECK, PAGE_DATA, PAGE_OWNERSHIP, REQUEST_LEASE, REQUEST_WRITE,
+    ROOM_PRESSING, RawAck, RawCompanion, RawGrant, RawHandOver, RawHint, RawInvalidate,
+    RawPageGrant, RawRequest, RawRoom, RawRoomWanted,
 };
 use super::{PAYLOAD_PAGES_MAX, WAITERS_MAX, WireError};
 
-use crate::protocol::{COMPANIONS_MAX, Grant, Message, PageGrant, Request, Right};
+use crate::protocol::{COMPANIONS_MAX, Grant, HAND_OVER_MAX, Message, PageGrant, Request, Right};
 use crate::types::{Access, NodeSet, RegionId, Version};
 
 /// Appends header and body of `message` to `out`. The pages of a grant that say so follow as the
@@ -58,6 +59,34 @@ pub fn encode(message: &Message, region: RegionId, out: &mut Vec<u8>) {
             };
             out.extend_from_slice(raw.as_bytes());
             Kind::Hint
+        }
+        Message::RoomWanted(wanted) => {
+            let flags = if wanted.pressing { ROOM_PRESSING } else { 0 };
+            let raw = RawRoomWanted {
+                age_clock: wanted.age.clock.into(),
+                age_node: wanted.age.node.index() as u8,
+                frames: wanted.frames,
+                flags,
+                reserved: [0; 5],
+            };
+            out.extend_from_slice(raw.as_bytes());
+            Kind::RoomWanted
+        }
+        Message::Room(room) => {
+            put_room(room.frames.into(), out);
+            Kind::Room
+        }
+        Message::RoomUnused(unused) => {
+            put_room(unused.frames, out);
+            Kind::RoomUnused
+        }
+        Message::HandOver(hand_over) => {
+            payload_pages = hand_over.pages.len();
+            assert!(payload_pages <= HAND_OVER_MAX, "too many pages are handed over");
+            let raw = RawHandOver { pages: payload_pages as u8, reserved: [0; 7] };
+            out.extend_from_slice(raw.as_bytes());
+            hand_over.pages.iter().for_each(|page| put_page_grant(page, out));
+            Kind::HandOver
         }
     };
     let body_len = out.len() - start - HEADER_LEN;
@@ -134,6 +163,11 @@ fn put_grant(grant: &Grant, out: &mut Vec<u8>) {
         // Only the page itself waits: a lease or companions were a matter of the moment.
         put_request_head(waiter, false, 0, out);
     }
+}
+
+fn put_room(frames: u32, out: &mut Vec<u8>) {
+    let raw = RawRoom { frames: frames.into(), reserved: [0; 4] };
+    out.extend_from_slice(raw.as_bytes());
 }
 
 fn put_page_grant(grant: &PageGrant, out: &mut Vec<u8>) {

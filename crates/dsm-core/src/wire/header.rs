@@ -18,7 +18,7 @@ const FRAME_MAGIC: u16 = 0xd5a7;
 pub enum Kind {
     /// [`crate::protocol::Request`]
     Request,
-    /// [`crate::protocol::Grant`]; the only kind with a payload.
+    /// [`crate::protocol::Grant`]
     Grant,
     /// [`crate::protocol::Invalidate`]
     Invalidate,
@@ -26,6 +26,14 @@ pub enum Kind {
     InvalidateAck,
     /// [`crate::protocol::Hint`]
     Hint,
+    /// [`crate::protocol::RoomWanted`]
+    RoomWanted,
+    /// [`crate::protocol::Room`]
+    Room,
+    /// [`crate::protocol::RoomUnused`]
+    RoomUnused,
+    /// [`crate::protocol::HandOver`]
+    HandOver,
     /// A message of the layers above, whose body is theirs.
     Control(ControlKind),
 }
@@ -39,6 +47,10 @@ impl Kind {
             Kind::Invalidate => 0x03,
             Kind::InvalidateAck => 0x04,
             Kind::Hint => 0x05,
+            Kind::RoomWanted => 0x06,
+            Kind::Room => 0x07,
+            Kind::RoomUnused => 0x08,
+            Kind::HandOver => 0x09,
             Kind::Control(kind) => kind.0,
         }
     }
@@ -51,6 +63,10 @@ impl Kind {
             0x03 => Kind::Invalidate,
             0x04 => Kind::InvalidateAck,
             0x05 => Kind::Hint,
+            0x06 => Kind::RoomWanted,
+            0x07 => Kind::Room,
+            0x08 => Kind::RoomUnused,
+            0x09 => Kind::HandOver,
             _ => match ControlKind::new(code) {
                 Some(kind) => Kind::Control(kind),
                 None => return None,
@@ -88,14 +104,15 @@ impl FrameHeader {
     /// The header of a frame with these lengths, in bytes and pages.
     ///
     /// # Errors
-    /// A length beyond its limit, or a payload with a kind other than [`Kind::Grant`].
+    /// A length beyond its limit, or a payload with a kind that has none.
     pub fn new(
         kind: Kind,
         region: RegionId,
         body_len: usize,
         payload_pages: usize,
     ) -> Result<Self, WireError> {
-        let pages_max = if kind == Kind::Grant { PAYLOAD_PAGES_MAX } else { 0 };
+        let pages_max =
+            if matches!(kind, Kind::Grant | Kind::HandOver) { PAYLOAD_PAGES_MAX } else { 0 };
         Ok(Self {
             kind,
             region,

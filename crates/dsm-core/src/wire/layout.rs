@@ -124,6 +124,36 @@ layout! {
 }
 
 layout! {
+    /// Asks for room.
+    RawRoomWanted, 16 {
+        age_clock: U64,
+        age_node: u8,
+        frames: u8,
+        flags: u8,
+        reserved: [u8; 5],
+    }
+}
+
+/// [`RawRoomWanted::flags`]: copies in use are to make room, too.
+pub(super) const ROOM_PRESSING: u8 = 1 << 0;
+
+layout! {
+    /// Room that is given, or given back.
+    RawRoom, 8 {
+        frames: U32,
+        reserved: [u8; 4],
+    }
+}
+
+layout! {
+    /// Pages handed over; the pages follow.
+    RawHandOver, 8 {
+        pages: u8,
+        reserved: [u8; 7],
+    }
+}
+
+layout! {
     /// Who a node is and what it wants; the first bytes on every connection.
     RawHello, 128 {
         magic: [u8; 8],

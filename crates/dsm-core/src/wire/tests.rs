@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::protocol::{
-    Companion, Grant, Hint, Invalidate, InvalidateAck, Message, PageGrant, Request, Right,
+    Companion, Grant, HAND_OVER_MAX, HandOver, Hint, Invalidate, InvalidateAck, Message, PageGrant,
+    Request, Right, Room, RoomUnused, RoomWanted,
 };
 use crate::types::{Access, Age, NODES_MAX, NodeId, NodeSet, PAGE_SIZE, Page, RegionId, Version};
 
@@ -113,6 +114,26 @@ fn grant() -> impl Strategy<Value = Grant> {
     )
 }
 
+fn hand_over() -> impl Strategy<Value = HandOver> {
+    let ownership = (version(), nodes(), 0..=3u8);
+    let page = (page(), version(), ownership, any::<Option<u64>>()).prop_map(
+        |(page, version, (same_since, copyset, migratory), check)| {
+            let same_since = version.min(same_since);
+            let right = Right::Ownership { same_since, copyset, migratory };
+            PageGrant { page, version, right, data: true, check }
+        },
+    );
+    vec(page, 1..=HAND_OVER_MAX).prop_map(|mut pages| {
+        let mut seen = Vec::new();
+        pages.retain(|grant| {
+            let new = !seen.contains(&grant.page);
+            seen.push(grant.page);
+            new
+        });
+        HandOver { pages }
+    })
+}
+
 fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         3 => request().prop_map(Message::Request),
@@ -123,6 +144,12 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(|(page, version)| Message::InvalidateAck(InvalidateAck { page, version })),
         1 => (page(), node(), version())
             .prop_map(|(page, owner, owner_since)| Message::Hint(Hint { page, owner, owner_since })),
+        1 => (1..=u8::MAX, any::<bool>(), age()).prop_map(|(frames, pressing, age)| {
+            Message::RoomWanted(RoomWanted { frames, pressing, age })
+        }),
+        1 => any::<u8>().prop_map(|frames| Message::Room(Room { frames })),
+        1 => any::<u32>().prop_map(|frames| Message::RoomUnused(RoomUnused { frames })),
+        2 => hand_over().prop_map(Message::HandOver),
     ]
 }
 
@@ -312,7 +339,7 @@ fn headers_beyond_a_limit_are_refused() {
         FrameHeader::parse(&bytes).unwrap_err()
     };
     assert!(matches!(patched(0, 0), WireError::Magic { .. }));
-    for kind in [0x00, 0x06, 0x3f, 0x80, 0xff] {
+    for kind in [0x00, 0x0a, 0x3f, 0x80, 0xff] {
         assert_eq!(patched(2, kind), WireError::Kind { kind });
     }
     assert!(matches!(patched(3, 1), WireError::Reserved { .. }));
@@ -332,6 +359,10 @@ fn numbers_beyond_their_limit_are_refused() {
     });
     let ack = Message::InvalidateAck(InvalidateAck { page: Page(1), version: Version::ZERO });
     let hint = Message::Hint(a_hint());
+    let wanted = RoomWanted { frames: 3, pressing: true, age: a_request().age };
+    let wanted = Message::RoomWanted(wanted);
+    let room = Message::Room(Room { frames: 3 });
+    let hand_over = Message::HandOver(HandOver { pages: vec![a_page_grant(5)] });
     // Message, offset in the body, value, field.
     let cases: &[(&Message, usize, u8, &str)] = &[
         (&request, 3, 1, "request.page"),
@@ -357,6 +388,10 @@ fn numbers_beyond_their_limit_are_refused() {
         (&hint, 7, 1, "hint.page"),
         (&hint, 15, 1, "hint.owner_since"),
         (&hint, 16, 17, "hint.owner"),
+        (&wanted, 8, 17, "room_wanted.age_node"),
+        (&room, 1, 1, "room.frames"),
+        (&hand_over, 0, 17, "hand_over.pages"),
+        (&hand_over, 8 + 3, 1, "page_grant.page"),
     ];
     for &(message, at, value, expected) in cases {
         match patched(message, at, value) {
@@ -378,7 +413,17 @@ fn bits_without_a_meaning_are_refused() {
         age: a_request().age,
     });
     let hint = Message::Hint(a_hint());
+    let wanted =
+        Message::RoomWanted(RoomWanted { frames: 3, pressing: true, age: a_request().age });
+    let room = Message::Room(Room { frames: 3 });
+    let unused = Message::RoomUnused(RoomUnused { frames: 3 });
+    let hand_over = Message::HandOver(HandOver { pages: vec![a_page_grant(5)] });
     let cases: &[(&Message, usize, u8, &str)] = &[
+        (&wanted, 10, 2, "room_wanted.flags"),
+        (&wanted, 15, 1, "request for room"),
+        (&room, 4, 1, "room"),
+        (&unused, 7, 1, "unused room"),
+        (&hand_over, 7, 1, "hand-over"),
         (&request, 46, 4, "request.flags"),
         (&request, 32 + 2, 2, "request.via"),
         (&grant, 0, 1, "grant.lease_page"),
@@ -433,6 +478,19 @@ fn messages_that_contradict_themselves_are_refused() {
     assert!(matches!(
         patched(&Message::Grant(a_grant()), 64 + 46, 3),
         Err(WireError::Contradiction { what: "a waiter asks for a lease", .. })
+    ));
+    let grant = a_page_grant(5);
+    let bare = PageGrant { data: false, ..grant.clone() };
+    let copy = PageGrant { right: Right::Copy, ..grant };
+    for pages in [vec![], vec![copy], vec![bare]] {
+        let found = decoded(&encoded(&Message::HandOver(HandOver { pages })), &LIMITS);
+        assert!(matches!(found, Err(WireError::Contradiction { message: "hand-over", .. })));
+    }
+    let wanted =
+        Message::RoomWanted(RoomWanted { frames: 0, pressing: false, age: a_request().age });
+    assert!(matches!(
+        decoded(&encoded(&wanted), &LIMITS),
+        Err(WireError::Contradiction { what: "it wants none", .. })
     ));
     for message in [
         Message::Request(Request { copies: 0, ..a_request() }),

@@ -146,3 +146,77 @@ fn memory_that_was_only_read_is_given_back_by_its_owner() {
     assert_eq!(counted, kernel);
     assert!(counted <= SHARE + BEYOND, "{counted}");
 }
+
+/// Words of a page that belong to each of three nodes.
+const WORDS: usize = 170;
+
+/// Words that a node wrote have what it wrote last; those of others, something that they wrote.
+fn visit(member: &Member, node: usize, page: u64, last: &mut u64) {
+    for other in 0..3 {
+        for word in (0..WORDS).map(|word| other * WORDS + word) {
+            let found = member.word(page, word).load(Ordering::SeqCst);
+            let tag = page << 8 | other as u64;
+            let possible = found == 0 || found >> 32 == tag;
+            assert!(possible, "node {node}, page {page}, word {word}: {found:#x}");
+            if other == node {
+                assert_eq!(found & 0xffff_ffff, *last, "node {node}, page {page}, word {word}");
+            }
+        }
+    }
+    *last += 1;
+    for word in (0..WORDS).map(|word| node * WORDS + word) {
+        let value = (page << 8 | node as u64) << 32 | *last;
+        member.word(page, word).store(value, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_region_that_takes_the_shares_of_all_nodes_is_used_by_all() {
+    const SHARE: u64 = 1024;
+    const PAGES: u64 = 3 * SHARE;
+    for (workers, visits) in [(1, 3000), (2, 3000)] {
+        let start =
+            Cluster::start_limited(3, PAGES, workers, WaitMode::Adaptive, Joined::Sockets, &|_| {
+                SHARE
+            });
+        let Some(cluster) = start else { return };
+        let most: Vec<_> = (0..3).map(|_| std::sync::atomic::AtomicU64::new(0)).collect();
+        let running = std::sync::atomic::AtomicUsize::new(3);
+        std::thread::scope(|scope| {
+            for (node, member) in cluster.members.iter().enumerate() {
+                let running = &running;
+                scope.spawn(move || {
+                    let mut last = vec![0; PAGES as usize];
+                    let random = pages(node as u64 + 1, PAGES).take(visits);
+                    for page in (0..PAGES).chain(random).chain(0..PAGES) {
+                        visit(member, node, page, &mut last[page as usize]);
+                    }
+                    running.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+            while running.load(Ordering::SeqCst) > 0 {
+                for (member, most) in cluster.members.iter().zip(&most) {
+                    // Without its link, a node would wait for ever.
+                    let events = member.events.lock().unwrap();
+                    if !events.is_empty() {
+                        println!("{events:?}");
+                        std::process::abort();
+                    }
+                    drop(events);
+                    most.fetch_max(frames(member).1, Ordering::SeqCst);
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        });
+        let mut moved = 0;
+        for (member, most) in cluster.members.iter().zip(most) {
+            let most = most.into_inner();
+            let counters = member.engine.stats(REGION).unwrap().counters;
+            assert!(most <= SHARE + BEYOND * workers as u64, "{most} frames, {counters:?}");
+            println!("{workers} workers: at most {most} of {SHARE} frames, {counters:?}");
+            assert!(member.events.lock().unwrap().is_empty());
+            moved += counters.handed_over;
+        }
+        assert!(moved > 100, "pages were to move to nodes with room, and {moved} did");
+    }
+}

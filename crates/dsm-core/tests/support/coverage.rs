@@ -26,10 +26,12 @@ pub struct Coverage {
     pub holds: u64,
     pub evicted: u64,
     pub evicted_copies: u64,
+    pub moved: u64,
+    pub starved: u64,
 }
 
 impl Coverage {
-    pub fn rows(&self) -> [(&'static str, u64); 20] {
+    pub fn rows(&self) -> [(&'static str, u64); 22] {
         [
             ("messages", self.messages),
             ("faults", self.faults),
@@ -51,10 +53,12 @@ impl Coverage {
             ("holds", self.holds),
             ("evicted", self.evicted),
             ("evicted-copies", self.evicted_copies),
+            ("moved", self.moved),
+            ("starved", self.starved),
         ]
     }
 
-    fn rows_mut(&mut self) -> [&mut u64; 20] {
+    fn rows_mut(&mut self) -> [&mut u64; 22] {
         [
             &mut self.messages,
             &mut self.faults,
@@ -76,6 +80,8 @@ impl Coverage {
             &mut self.holds,
             &mut self.evicted,
             &mut self.evicted_copies,
+            &mut self.moved,
+            &mut self.starved,
         ]
     }
 
@@ -92,6 +98,8 @@ impl Coverage {
         self.forwards += after.forwards - before.forwards;
         self.kept += after.kept - before.kept;
         self.evicted += after.evicted - before.evicted;
+        self.moved += after.handed_over - before.handed_over;
+        self.starved += after.starved - before.starved;
     }
 
     pub fn max(&mut self, other: &Self) {

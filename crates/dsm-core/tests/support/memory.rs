@@ -32,13 +32,20 @@ pub struct Memory {
     pub mappings: Vec<Mapping>,
     /// Whether the frame exists; one that does not reads as zero.
     pub present: Vec<bool>,
+    /// Frames from which on a page has to wait for one.
+    pub capacity: usize,
 }
 
 impl Memory {
-    pub fn new(pages: u64) -> Self {
+    pub fn new(pages: u64, capacity: usize) -> Self {
         let pages = pages as usize;
         let (frames, mappings) = (vec![0; pages], vec![Mapping::None; pages]);
-        Self { frames, mappings, present: vec![false; pages] }
+        Self { frames, mappings, present: vec![false; pages], capacity }
+    }
+
+    /// Frames that exist.
+    pub fn count(&self) -> usize {
+        self.present.iter().filter(|&&present| present).count()
     }
 
     pub fn mapping(&self, page: Page) -> Mapping {
@@ -101,14 +108,17 @@ impl<'a> Turn<'a> {
 impl Effects for Turn<'_> {
     fn send(&mut self, to: NodeId, message: Message) {
         let mut payload = Vec::new();
-        if let Message::Grant(grant) = &message {
-            for granted in &grant.pages {
-                let writable = self.memory.allows(granted.page, Access::Write);
-                self.require(!writable, "granted while it can be written", granted.page);
-                if granted.data {
-                    payload.push(self.memory.frame(granted.page));
-                    self.use_frame(granted.page);
-                }
+        let pages = match &message {
+            Message::Grant(grant) => &grant.pages[..],
+            Message::HandOver(hand_over) => &hand_over.pages,
+            _ => &[],
+        };
+        for granted in pages {
+            let writable = self.memory.allows(granted.page, Access::Write);
+            self.require(!writable, "granted while it can be written", granted.page);
+            if granted.data {
+                payload.push(self.memory.frame(granted.page));
+                self.use_frame(granted.page);
             }
         }
         self.sent.push((to, message, payload));
@@ -150,6 +160,10 @@ impl Effects for Turn<'_> {
             self.require(mapped, "revoked, but not mapped", page);
             self.set(page, Mapping::None);
         }
+    }
+
+    fn may_take(&mut self, page: Page) -> bool {
+        self.memory.present[page.0 as usize] || self.memory.count() < self.memory.capacity
     }
 
     fn discard(&mut self, page: Page) {

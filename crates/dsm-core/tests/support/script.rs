@@ -85,6 +85,12 @@ pub struct Config {
     pub fifo: bool,
     /// How many frames are given back, at any moment.
     pub evictions: u32,
+    /// How often a node asks another for room, at any moment, to hand pages over.
+    pub hand_overs: u32,
+    /// Frames of a node from which on it gives frames back and hands pages over (simulator only).
+    pub share: usize,
+    /// Frames of a node from which on a page has to wait for one.
+    pub capacity: usize,
     /// A thread's next instruction comes only after its episode has ended.
     pub calm: bool,
     pub mutation: Option<Mutation>,
@@ -113,6 +119,9 @@ impl Config {
             fifo: false,
             calm: false,
             evictions: 0,
+            hand_overs: 0,
+            share: usize::MAX,
+            capacity: usize::MAX,
             mutation: None,
         }
     }
@@ -140,6 +149,11 @@ impl Config {
 
     pub fn evicting(mut self, frames: u32) -> Self {
         self.evictions = frames;
+        self
+    }
+
+    pub fn handing_over(mut self, times: u32) -> Self {
+        self.hand_overs = times;
         self
     }
 

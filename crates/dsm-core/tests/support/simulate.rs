@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
+use dsm_core::Age;
+
 use super::coverage::Coverage;
 use super::script::Config;
 use super::world::{Action, Envelope, Stance, World};
@@ -67,6 +69,8 @@ enum Event {
     Quiet(usize, u8),
     Lose,
     End(usize),
+    /// The node looks after its memory.
+    Relieve(usize),
 }
 
 struct Simulation<'a> {
@@ -82,6 +86,8 @@ struct Simulation<'a> {
     links: HashMap<(usize, usize), u64>,
     slow: Vec<bool>,
     scheduled: Vec<bool>,
+    /// Nodes that will look after their memory.
+    relieving: Vec<bool>,
 }
 
 /// Plays `config` to its end; `events_max` bounds it.
@@ -105,6 +111,7 @@ pub fn simulate(
         links: HashMap::new(),
         slow,
         scheduled: vec![false; config.scripts.len()],
+        relieving: vec![false; config.nodes()],
     };
     simulation.run(events_max)?;
     Ok(simulation.world.coverage)
@@ -122,12 +129,19 @@ impl Simulation<'_> {
             self.now = time;
             events += 1;
             if events > events_max {
-                return Err(format!("livelock: not over after {events_max} events"));
+                let frames: Vec<usize> =
+                    (0..self.config.nodes()).map(|node| self.frames(node)).collect();
+                let (threads, nodes) = (&self.world.threads, self.world.describe());
+                return Err(format!(
+                    "livelock: not over after {events_max} events\n  threads: {threads:?}\n  \
+                     frames: {frames:?}\n{nodes}"
+                ));
             }
             self.happen(event)?;
             self.send();
             self.evict()?;
             self.schedule_threads();
+            self.schedule_relief();
             for page in std::mem::take(&mut self.world.touched) {
                 self.world.check_page_rights(page)?;
             }
@@ -181,6 +195,10 @@ impl Simulation<'_> {
                 Ok(())
             }
             Event::End(node) => self.world.apply(self.config, Action::End(node)),
+            Event::Relieve(node) => {
+                self.relieving[node] = false;
+                self.relieve(node)
+            }
         }
     }
 
@@ -194,12 +212,98 @@ impl Simulation<'_> {
         }
         let node = self.random.below(self.config.nodes() as u64) as usize;
         let page = dsm_core::Page(self.random.below(self.config.pages));
-        if self.world.can_evict(node, page) {
-            let touched = std::mem::take(&mut self.world.touched);
-            self.world.apply(self.config, Action::Evict(node, page))?;
-            self.world.touched.extend(touched);
+        let age = self.world.nodes[node].protocol.youngest();
+        if self.world.can_evict(node, page, age) {
+            self.apply_quietly(Action::Evict(node, page, age))?;
             self.send();
         }
+        Ok(())
+    }
+
+    /// Frames that a node has, and those that it keeps free for others.
+    fn frames(&self, node: usize) -> usize {
+        let node = &self.world.nodes[node];
+        node.memory.count() + node.protocol.room_given() as usize
+    }
+
+    /// Nodes that are short of memory, or asked for room, will do something about it, after a while.
+    fn schedule_relief(&mut self) {
+        for node in 0..self.config.nodes() {
+            let protocol = &self.world.nodes[node].protocol;
+            let busy = protocol.room_asked().is_some()
+                || protocol.is_starved()
+                || protocol.room_taken().is_some()
+                || self.frames(node) > self.config.share && !protocol.is_asking_room();
+            let serves = self.world.nodes[node].alive && !protocol.has_ended();
+            if busy && serves && !self.relieving[node] {
+                self.relieving[node] = true;
+                let factor = if self.slow[node] { 10 } else { 1 };
+                let delay = (1 + self.random.below(self.pace.latency_max)) * factor;
+                self.at(delay, Event::Relieve(node));
+            }
+        }
+    }
+
+    /// What the engine does with the memory of a node, with other choices.
+    fn relieve(&mut self, node: usize) -> Result<(), String> {
+        let config = self.config;
+        let share = config.share;
+        if self.world.nodes[node].protocol.has_ended() {
+            return Ok(());
+        }
+        self.world.touched.clear();
+        if let Some((_, wanted)) = self.world.nodes[node].protocol.room_asked() {
+            self.give_back(node, share.saturating_sub(1), wanted.age)?;
+            let frames = u8::from(self.frames(node) < share);
+            self.apply_quietly(Action::GiveRoom(node, frames))?;
+            return Ok(());
+        }
+        let age = self.world.nodes[node].protocol.shortage_age();
+        self.give_back(node, share, age)?;
+        let protocol = &self.world.nodes[node].protocol;
+        let moves: Vec<dsm_core::Page> = (0..config.pages)
+            .map(dsm_core::Page)
+            .filter(|&page| self.world.can_hand_over(node, page))
+            .collect();
+        let excess = self.frames(node) > share;
+        if protocol.room_taken().is_some() {
+            let action = match moves.len() as u64 {
+                0 => Action::ReturnRoom(node),
+                _ if !excess => Action::ReturnRoom(node),
+                many => Action::HandOver(node, moves[self.random.below(many) as usize]),
+            };
+            return self.apply_quietly(action);
+        }
+        if excess && !moves.is_empty() && !protocol.is_asking_room() {
+            let other = self.random.below(config.nodes() as u64 - 1) as usize;
+            let other = other + usize::from(other >= node);
+            self.apply_quietly(Action::AskRoom(node, other))?;
+        }
+        if self.world.nodes[node].protocol.is_starved()
+            && self.world.nodes[node].memory.count() < config.capacity
+        {
+            self.apply_quietly(Action::Feed(node))?;
+        }
+        Ok(())
+    }
+
+    /// Frames go until there are no more than `frames`, as far as nothing needs them.
+    fn give_back(&mut self, node: usize, frames: usize, age: Age) -> Result<(), String> {
+        let first = self.random.below(self.config.pages);
+        for at in 0..self.config.pages {
+            let page = dsm_core::Page((first + at) % self.config.pages);
+            if self.frames(node) > frames && self.world.can_evict(node, page, age) {
+                self.apply_quietly(Action::Evict(node, page, age))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies an action among others of one event: all pages that they touch are checked.
+    fn apply_quietly(&mut self, action: Action) -> Result<(), String> {
+        let touched = std::mem::take(&mut self.world.touched);
+        self.world.apply(self.config, action)?;
+        self.world.touched.extend(touched);
         Ok(())
     }
 

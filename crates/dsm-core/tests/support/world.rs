@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use dsm_core::protocol::{Grant, Message, PageState, Protocol, Right, Violation};
-use dsm_core::{Access, NodeId, Page, ThreadId, Version};
+use dsm_core::protocol::{
+    Grant, Message, Mutation, PageGrant, PageState, Protocol, Right, RoomWanted, Violation,
+};
+use dsm_core::{Access, Age, NodeId, Page, ThreadId, Version};
 
 use super::coverage::Coverage;
 use super::fingerprint::fingerprint;
@@ -81,8 +83,18 @@ pub enum Action {
     Lose(usize),
     /// The node learns of the loss.
     End(usize),
-    /// The node gives a frame back.
-    Evict(usize, Page),
+    /// The node gives a frame back, for the sake of something of this age.
+    Evict(usize, Page, Age),
+    /// The first node asks the second for room.
+    AskRoom(usize, usize),
+    /// The node answers who asked it first, with so many frames.
+    GiveRoom(usize, u8),
+    /// The node hands the page over to one that has given it room.
+    HandOver(usize, Page),
+    /// The node gives back the room that it was given.
+    ReturnRoom(usize),
+    /// Pages of the node that found no frame try again.
+    Feed(usize),
 }
 
 #[derive(Clone)]
@@ -94,6 +106,7 @@ pub struct World {
     pub latest: Vec<u64>,
     pub lost: bool,
     pub evictions: u32,
+    pub room_asked: u32,
     /// Pages touched by the last event.
     pub touched: Vec<Page>,
     pub coverage: Coverage,
@@ -105,7 +118,7 @@ impl World {
             .map(|index| {
                 let mut node = Node {
                     protocol: Protocol::new(config.settings(index)),
-                    memory: Memory::new(config.pages),
+                    memory: Memory::new(config.pages, config.capacity),
                     alive: true,
                     fingerprint: 0,
                     last_seq: 0,
@@ -124,6 +137,7 @@ impl World {
             latest: vec![0; config.pages as usize],
             lost: false,
             evictions: 0,
+            room_asked: 0,
             touched: Vec::new(),
             coverage: Coverage::default(),
         }
@@ -139,7 +153,7 @@ impl World {
         for (index, node) in self.nodes.iter().enumerate() {
             sum = sum.wrapping_add(fingerprint(&(node.fingerprint, node.alive, index)));
         }
-        fingerprint(&(sum, &self.threads, &self.latest, self.lost, self.evictions))
+        fingerprint(&(sum, &self.threads, &self.latest, self.lost, self.evictions, self.room_asked))
     }
 
     /// How many messages of the same link are ahead of that at `at`.
@@ -188,20 +202,60 @@ impl World {
             }
             None => {}
         }
+        self.room_actions(config, actions);
         if self.evictions < config.evictions {
             for index in 0..self.nodes.len() {
-                let pages = (0..config.pages).map(Page).filter(|&page| self.can_evict(index, page));
-                actions.extend(pages.map(|page| Action::Evict(index, page)));
+                let pages = (0..config.pages).map(Page).filter(|&page| {
+                    self.can_evict(index, page, self.nodes[index].protocol.shortage_age())
+                });
+                let age = self.nodes[index].protocol.shortage_age();
+                actions.extend(pages.map(|page| Action::Evict(index, page, age)));
             }
         }
     }
 
-    /// Whether the node has a frame for `page`, and nothing there needs it.
-    pub fn can_evict(&self, node: usize, page: Page) -> bool {
+    /// What nodes that have too much, or have room, may do.
+    fn room_actions(&self, config: &Config, actions: &mut Vec<Action>) {
+        if config.hand_overs == 0 {
+            return;
+        }
+        for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
+            let pages = (0..config.pages).map(Page);
+            if node.protocol.room_asked().is_some() {
+                actions.push(Action::GiveRoom(index, 1));
+            }
+            if node.protocol.room_taken().is_some() {
+                actions.push(Action::ReturnRoom(index));
+                let goes = pages.clone().filter(|&page| self.can_hand_over(index, page));
+                actions.extend(goes.map(|page| Action::HandOver(index, page)));
+            }
+            let owns = pages.clone().any(|page| node.protocol.owns(page));
+            let forced = config.mutation == Some(Mutation::HandOverWithoutRoom);
+            if forced {
+                let goes = pages.filter(|&page| self.can_hand_over(index, page));
+                actions.extend(goes.map(|page| Action::HandOver(index, page)));
+            }
+            if owns && self.room_asked < config.hand_overs && !node.protocol.has_ended() {
+                let others = (0..config.nodes()).filter(|&other| other != index);
+                actions.extend(others.map(|other| Action::AskRoom(index, other)));
+            }
+        }
+    }
+
+    /// Whether the node owns `page`, with a frame, and nothing there needs it.
+    pub fn can_hand_over(&self, node: usize, page: Page) -> bool {
         let Node { protocol, memory, alive, .. } = &*self.nodes[node];
         *alive
             && memory.present[page.0 as usize]
-            && protocol.may_evict(page, protocol.youngest())
+            && protocol.may_hand_over(page, protocol.shortage_age())
+    }
+
+    /// Whether the node has a frame for `page`, and nothing there needs it.
+    pub fn can_evict(&self, node: usize, page: Page, age: Age) -> bool {
+        let Node { protocol, memory, alive, .. } = &*self.nodes[node];
+        *alive
+            && memory.present[page.0 as usize]
+            && protocol.may_evict(page, age)
             && protocol.is_dispensable(page)
     }
 
@@ -242,16 +296,50 @@ impl World {
                 })?;
                 self.network.retain(|envelope| envelope.to.index() != node);
             }
-            Action::Evict(node, page) => {
+            Action::Evict(node, page, age) => {
                 self.evictions += 1;
                 self.coverage.evicted_copies +=
                     u64::from(self.nodes[node].memory.allows(page, Access::Read));
                 self.turn(config, node, &[], |protocol, fx| {
-                    let age = protocol.youngest();
                     protocol.evict(page, age, fx);
                     Ok(())
                 })?;
             }
+            Action::AskRoom(node, other) => {
+                self.room_asked += 1;
+                let other = NodeId::new(other).ok_or("harness: no such node")?;
+                self.turn(config, node, &[], |protocol, fx| {
+                    let age = protocol.shortage_age();
+                    let wanted = RoomWanted { frames: 1, pressing: false, age };
+                    protocol.ask_room(other, wanted, fx);
+                    Ok(())
+                })?;
+            }
+            Action::GiveRoom(node, frames) => self.turn(config, node, &[], |protocol, fx| {
+                if let Some((asker, _)) = protocol.room_asked() {
+                    protocol.give_room(asker, frames, fx);
+                }
+                Ok(())
+            })?,
+            Action::HandOver(node, page) => self.turn(config, node, &[], |protocol, fx| {
+                // Only a machine with a seeded mistake does so without room.
+                let anybody = NodeId::new(usize::from(node == 0));
+                let to = protocol.room_taken().map(|(to, _)| to).or(anybody);
+                if let Some(to) = to {
+                    protocol.hand_over(&[page], to, protocol.shortage_age(), fx);
+                }
+                Ok(())
+            })?,
+            Action::Feed(node) => self.turn(config, node, &[], |protocol, fx| {
+                protocol.feed(fx);
+                Ok(())
+            })?,
+            Action::ReturnRoom(node) => self.turn(config, node, &[], |protocol, fx| {
+                if let Some((to, _)) = protocol.room_taken() {
+                    protocol.return_room(to, fx);
+                }
+                Ok(())
+            })?,
         }
         Ok(())
     }
@@ -557,7 +645,11 @@ impl World {
 
     /// The version from which the receiver of this message will be the owner of `page`.
     fn gives(&self, config: &Config, envelope: &Envelope, page: Page) -> Option<Version> {
-        let Message::Grant(Grant { pages, lease, .. }) = &envelope.message else { return None };
+        let (pages, lease): (&[PageGrant], _) = match &envelope.message {
+            Message::Grant(Grant { pages, lease, .. }) => (pages, *lease),
+            Message::HandOver(hand_over) => (&hand_over.pages, None),
+            _ => return None,
+        };
         let block = |page: Page| page.0 / config.lease_pages;
         if lease.is_some_and(|start| block(start) == block(page)) {
             return Some(Version::ZERO.next());
@@ -632,6 +724,9 @@ impl World {
             }
         }
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
+            if !self.lost && node.protocol.room_given() > 0 {
+                return Err(format!("room: node {index} keeps frames free for ever"));
+            }
             if !node.protocol.is_idle() {
                 let what = format!("idle: something is under way at node {index} for ever\n");
                 return Err(what + &self.describe());
@@ -641,7 +736,7 @@ impl World {
     }
 
     /// What is under way at every node.
-    fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         let nodes = self.nodes.iter().enumerate().filter(|(_, node)| node.alive);
         nodes
             .map(|(index, node)| format!("  node {index}: {}\n", node.protocol.describe()))

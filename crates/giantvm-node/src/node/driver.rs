@@ -607,6 +607,7 @@ impl Driver {
                 let reason = format!("memory of region {} failed: {reason}", region.0);
                 self.end_with(Lost { node: self.name(self.setup.me), reason });
             }
+            ToDriver::Engine(EngineEvent::MemoryFull { region }) => self.memory_full(region),
             ToDriver::Sync { request, reply } => self.sync(request, reply),
             ToDriver::Open { ticket, name, bytes, overcommit, reply } => {
                 if self.expect(ticket, reply) {
@@ -638,6 +639,32 @@ impl Driver {
             ToDriver::Closing => self.closing = true,
             ToDriver::Leave => self.step(Event::LeaveRequested),
         }
+    }
+
+    /// No node has a frame left for pages that threads here wait for: their accesses end like those
+    /// to lost pages.
+    fn memory_full(&mut self, region: RegionId) {
+        let gives: Vec<String> = self
+            .setup
+            .config
+            .nodes
+            .iter()
+            .map(|node| format!("{} gives {}", node.name, node.memory_bytes))
+            .collect();
+        let reason =
+            format!("the memory of all nodes is full, raise `memory`: {}", gives.join(", "));
+        let name = lock(&self.setup.shared.regions)
+            .iter()
+            .find(|(_, open)| open.region == region)
+            .map(|(name, _)| name.clone());
+        log::error!("region {:?}: {reason}", name.as_deref().unwrap_or("?"));
+        let node = self.name(self.setup.me);
+        for registration in lock(&self.setup.shared.registrations).iter() {
+            if Some(registration.name()) == name.as_deref() {
+                registration.mark_lost(&node, &reason);
+            }
+        }
+        self.setup.engine.give_up(region);
     }
 
     fn expect(&mut self, ticket: u64, reply: Reply<RegionReply>) -> bool {
