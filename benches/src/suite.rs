@@ -7,7 +7,7 @@ use crate::floor::{
 };
 use crate::guest;
 use crate::options::Options;
-use crate::ours::{self, Freshness, Scan};
+use crate::ours::{self, EvictingScan, Freshness, Scan, Way};
 use crate::report::{Report, Row, Unit};
 use crate::sample::{Batches, Sampler, Samples, interleave};
 
@@ -91,6 +91,16 @@ pub const BENCHMARKS: &[Benchmark] = &[
         about: "64 MiB that another node has written again since it was read here",
         run: |report, options| scan(report, options, "scan_repeat", Freshness::Repeat),
     },
+    Benchmark {
+        name: "scan_evicting",
+        about: "48 MiB of another node, read by one that gives 16, again and again",
+        run: scan_evicting,
+    },
+    Benchmark {
+        name: "resident_over_share",
+        about: "memory beyond the share, while three nodes write a region of three shares",
+        run: resident_over_share,
+    },
     Benchmark { name: "open_1tib", about: "opening a region of 1 TiB", run: open_1tib },
     Benchmark {
         name: "metadata_bytes_per_page",
@@ -150,6 +160,10 @@ const SCAN_RATIO_MIN: f64 = 0.6;
 const OPEN_SECONDS_MAX: f64 = 1.0;
 /// Most bytes of metadata a page.
 const METADATA_BYTES_MAX: f64 = 16.0;
+/// Most bytes that a node may have beyond its share: its reserve.
+const RESIDENT_BEYOND_MAX: f64 = (2 << 20) as f64;
+/// Bytes of a scan by a node that gives a third of them.
+const EVICTING_SCAN_BYTES: usize = 48 << 20;
 /// Bytes of a scan.
 const SCAN_BYTES: usize = 64 << 20;
 
@@ -253,6 +267,29 @@ fn scan(
         let row = Row::of_samples(name, transport, Unit::MegabytesPerSecond, &ours);
         add(report, row.map(|row| row.with_floor(&floor).with_goal(SCAN_RATIO_MIN)));
     }
+    Ok(())
+}
+
+fn scan_evicting(report: &mut Report, options: &Options) -> Result<(), BenchError> {
+    for (way, transport) in [Way::Sequential, Way::Random]
+        .into_iter()
+        .flat_map(|way| [Transport::Tcp, Transport::Unix].map(|transport| (way, transport)))
+    {
+        let bytes = EVICTING_SCAN_BYTES;
+        let mut floor = Stream::new(transport, &options.placement, bytes)?;
+        let mut ours = EvictingScan::new(way, transport, &options.placement, bytes as u64)?;
+        let [floor, ours] = interleave([&mut floor, &mut ours], options.bulk_batches())?;
+        let variant = format!("{way}/{transport}");
+        let row = Row::of_samples("scan_evicting", variant, Unit::MegabytesPerSecond, &ours);
+        add(report, row.map(|row| row.with_floor(&floor)));
+    }
+    Ok(())
+}
+
+fn resident_over_share(report: &mut Report, options: &Options) -> Result<(), BenchError> {
+    let bytes = ours::resident_over_share(&options.placement, 16 << 20, 2)?;
+    let row = Row::of_value("resident_over_share", "", Unit::Bytes, bytes);
+    report.add(row.with_goal(RESIDENT_BEYOND_MAX));
     Ok(())
 }
 

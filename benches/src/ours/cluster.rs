@@ -35,6 +35,18 @@ impl Cluster {
         placement: &Placement,
         bytes: u64,
     ) -> Result<Self, BenchError> {
+        Self::start_limited(nodes, transport, wait, placement, bytes, |_| usize::MAX)
+    }
+
+    /// The same with nodes that give so many frames each.
+    pub(super) fn start_limited(
+        nodes: usize,
+        transport: Transport,
+        wait: WaitMode,
+        placement: &Placement,
+        bytes: u64,
+        frames: impl Fn(usize) -> usize,
+    ) -> Result<Self, BenchError> {
         let mut links: Vec<Vec<(usize, OwnedFd)>> = (0..nodes).map(|_| Vec::new()).collect();
         for first in 0..nodes {
             for second in first + 1..nodes {
@@ -46,7 +58,7 @@ impl Cluster {
         let mut members = Vec::new();
         for (index, links) in links.iter().enumerate() {
             let seat = placement.node(index, nodes).to_string();
-            members.push(Member::start(index, nodes, wait, &seat, links)?);
+            members.push(Member::start(index, nodes, wait, &seat, frames(index), links)?);
         }
         let mut cluster = Self { members };
         cluster.ask_all(&Command::Open { bytes })?;
@@ -121,6 +133,7 @@ impl Member {
         nodes: usize,
         wait: WaitMode,
         cpus: &str,
+        frames: usize,
         links: &[(usize, OwnedFd)],
     ) -> Result<Self, BenchError> {
         let (ours, theirs) = UnixStream::pair().map_err(BenchError::os("making a socket pair"))?;
@@ -133,7 +146,7 @@ impl Member {
         let process = Process::new(program)
             .arg(SUBCOMMAND)
             .args([index.to_string(), nodes.to_string()])
-            .args([node::wait_name(wait), cpus])
+            .args([node::wait_name(wait), cpus, &frames.to_string()])
             .args(inherited.iter().map(|(peer, fd)| format!("{peer}:{}", fd.as_raw_fd())))
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())

@@ -13,6 +13,9 @@ pub(super) enum Command {
     TakeTurns { parity: u64, turns: usize },
     /// Bytes of metadata of the region.
     Metadata,
+    /// Write a word of each page, in an order of its own, `rounds` times. Answer: the most bytes of
+    /// memory that the region took meanwhile, as the kernel counts them.
+    Rewrite { count: usize, rounds: usize },
 }
 
 /// The order in which pages are touched.

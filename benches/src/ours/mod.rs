@@ -7,6 +7,7 @@
 
 mod cluster;
 mod control;
+mod evict;
 mod faults;
 pub mod guest;
 pub mod node;
@@ -14,6 +15,7 @@ mod ping_pong;
 mod region;
 mod scan;
 
+pub use evict::{EvictingScan, Way, resident_over_share};
 pub use faults::RemoteFault;
 pub use ping_pong::PingPong;
 pub use region::{metadata_bytes_per_page, open_seconds};

@@ -39,14 +39,15 @@ pub(super) fn wait_name(wait: WaitMode) -> &'static str {
 /// When the kernel refuses something, or the process that measures breaks the rules.
 pub fn main(args: &[String]) -> Result<(), BenchError> {
     let usage = || BenchError::Usage(format!("{SUBCOMMAND} is internal"));
-    let [index, nodes, wait, cpus, links @ ..] = args else { return Err(usage()) };
+    let [index, nodes, wait, cpus, frames, links @ ..] = args else { return Err(usage()) };
     let number = |text: &String| text.parse::<usize>().map_err(|_| usage());
     let cpus = CpuSet::parse(cpus).ok_or_else(usage)?;
     cpus.enter()?;
     let modes = [WaitMode::Blocking, WaitMode::Adaptive, WaitMode::Busy];
     let wait = modes.into_iter().find(|mode| wait_name(*mode) == wait).ok_or_else(usage)?;
     let me = NodeId::new(number(index)?).ok_or_else(usage)?;
-    let config = EngineConfig { wait, ..EngineConfig::new(me, number(nodes)?) };
+    let frames = number(frames)? as u64;
+    let config = EngineConfig { wait, frames, ..EngineConfig::new(me, number(nodes)?) };
     let engine = Engine::start(config, |event| eprintln!("giantvm-bench: node: {event:?}"))
         .map_err(|error| failed(&error))?;
     for link in links {
@@ -97,6 +98,7 @@ impl Node {
             Command::Open { bytes } => self.open(bytes).map(|seconds| vec![seconds]),
             Command::Touch { store, order, count, each } => self.touch(store, order, count, each),
             Command::TakeTurns { parity, turns } => self.take_turns(parity, turns),
+            Command::Rewrite { count, rounds } => self.rewrite(count, rounds),
             Command::Metadata => {
                 let (region, _) = self.region.as_ref().ok_or("no region")?;
                 let stats = self.engine.stats(*region).map_err(|error| chain(&error))?;
@@ -161,6 +163,21 @@ impl Node {
             times.push(all.elapsed().as_secs_f64() * 1e6);
         }
         Ok(times)
+    }
+
+    fn rewrite(&self, count: usize, rounds: usize) -> Answer {
+        let (_, memory) = self.region.as_ref().ok_or("no region")?;
+        let order = page_order(count);
+        // Nodes that all went the same way would follow each other.
+        let start = self.engine.config().me.index() * count / self.engine.config().nodes;
+        let mut most = 0;
+        for (at, page) in order.iter().cycle().skip(start).take(count * rounds).enumerate() {
+            self.word(*page)?.fetch_add(1, Ordering::AcqRel);
+            if at % 16 == 0 {
+                most = most.max(memory.resident().map_err(|error| error.to_string())?);
+            }
+        }
+        Ok(vec![most as f64])
     }
 
     /// As the floor's application thread does.
