@@ -2,17 +2,21 @@
 //!
 //! Such a page is poisoned ([`RegionMemory::poison`](super::RegionMemory::poison)), so the kernel
 //! sends `SIGBUS`. The handler here says on stderr what was lost, in one line, and ends the process
-//! with [`EXIT_MEMORY_LOST`]. Every other `SIGBUS` goes where it went before.
+//! with [`EXIT_MEMORY_LOST`]; unless the thread has said that it goes on
+//! ([`survive_lost_memory`]). Every other `SIGBUS` goes where it went before.
 //!
 //! The handler may interrupt any code: it takes no lock and allocates nothing. What it reads is
 //! published by an atomic pointer and never freed.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+use crate::PAGE_SIZE;
 
 /// Exit status of a process that touched memory lost with another node.
 pub const EXIT_MEMORY_LOST: i32 = 86;
@@ -28,6 +32,18 @@ const LINE_BYTES_MAX: usize = 1024;
 
 /// How long a full pipe at stderr may keep a dying process, in milliseconds.
 const STDERR_WAIT_MS: libc::c_int = 1000;
+
+thread_local! {
+    /// Whether this thread goes on when it touches lost memory.
+    static SURVIVES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on this thread goes on when it touches memory that was lost: it finds zeros there, and what it
+/// writes goes nowhere. For a thread that learns of the loss before the memory is lost, and looks for that
+/// between what it reads and what it does with it.
+pub fn survive_lost_memory() {
+    SURVIVES.set(true);
+}
 
 /// Why a region can't be registered.
 #[derive(Debug, thiserror::Error)]
@@ -202,11 +218,24 @@ extern "C" fn on_sigbus(
             // it points to is never changed or freed.
             let notice = unsafe { slot.notice.load(Ordering::Acquire).as_ref() };
             if let Some(notice) = notice.filter(|notice| notice.addresses.contains(&address)) {
+                if SURVIVES.get() && replace_page(address) {
+                    return;
+                }
                 end_process(notice, address);
             }
         }
     }
     pass_on(signal, info, context, fault.is_some());
+}
+
+/// Puts memory of this process alone in the place of a lost page; says whether that worked.
+fn replace_page(address: usize) -> bool {
+    let page = address & !(PAGE_SIZE - 1);
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    // SAFETY: a bare system call, so async-signal-safe. The page is one of a lost region's view, which
+    // no Rust reference points into, and whose owner unmaps it whatever maps it by then.
+    unsafe { libc::mmap(page as *mut _, PAGE_SIZE, rights, flags, -1, 0) != libc::MAP_FAILED }
 }
 
 /// Writes the line and ends the process.

@@ -6,7 +6,9 @@ use std::process::Output;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use dsm_core::pages::RegionMemory;
-use dsm_core::pages::sigbus::{EXIT_MEMORY_LOST, REGISTRATIONS_MAX, Registration, SigbusError};
+use dsm_core::pages::sigbus::{
+    EXIT_MEMORY_LOST, REGISTRATIONS_MAX, Registration, SigbusError, survive_lost_memory,
+};
 use dsm_core::{Access, PAGE_SIZE, Page};
 
 use crate::support::*;
@@ -78,6 +80,33 @@ fn reading_lost_memory_ends_the_process_with_one_line() {
     });
     if let Some(output) = outcome {
         ended_with_the_line(&output, "0x3abc");
+    }
+}
+
+#[test]
+fn a_thread_that_survives_finds_zeros_and_the_others_do_not() {
+    if small().is_none() {
+        return;
+    }
+    let name = "lost::a_thread_that_survives_finds_zeros_and_the_others_do_not";
+    let outcome = own_process(name, || {
+        let memory = small().unwrap();
+        let _lost = lose(&memory);
+        let at = address(&memory, 2);
+        let survivor = std::thread::scope(|scope| {
+            let survivor = scope.spawn(|| {
+                survive_lost_memory();
+                let first = load(at + 8);
+                store(at, 1);
+                (first, load(at))
+            });
+            survivor.join().unwrap()
+        });
+        assert_eq!(survivor, (0, 1));
+        load(address(&memory, 3));
+    });
+    if let Some(output) = outcome {
+        ended_with_the_line(&output, "0x3000");
     }
 }
 
