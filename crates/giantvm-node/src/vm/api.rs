@@ -253,6 +253,8 @@ impl Vm {
             paused: Default::default(),
             auto_run: options.run,
             pausing: false,
+            cleared: vec![0; nodes],
+            loading: false,
             clock: None,
         };
         let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| io(e.into()))?;

@@ -97,6 +97,7 @@ impl Core {
             | VmMessage::Ready { .. }
             | VmMessage::Order { .. }
             | VmMessage::Paused { .. }
+            | VmMessage::Cleared { .. }
             | VmMessage::Request { .. }) => self.tell(Event::Message(from, lifecycle)),
         }
     }

@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use dsm_core::pages::sigbus::survive_lost_memory;
 use dsm_core::types::NodeId;
 use kvm_vcpu::devices::MachineEvent;
 
@@ -26,6 +27,8 @@ use crate::node::lock;
 const REVIVE: Duration = Duration::from_millis(250);
 /// How often a pause under way is looked at.
 const LOOK: Duration = Duration::from_millis(5);
+/// How long the threads of devices get for a reset: one may wait for a disk.
+const DEVICES_END: Duration = Duration::from_secs(60);
 /// How long the threads of a machine that ends get before they are left behind: one may wait for
 /// memory of a node that is lost.
 const END: Duration = Duration::from_secs(5);
@@ -149,6 +152,11 @@ pub(super) struct Lifecycle {
     /// Runs as soon as all are ready.
     pub(super) auto_run: bool,
     pub(super) pausing: bool,
+    /// At the node that loads the guest: the generation up to which each node has let go of the guest's
+    /// memory.
+    pub(super) cleared: Vec<u32>,
+    /// It waits for that.
+    pub(super) loading: bool,
     /// Keeps this host's clock, if it is this node that does.
     pub(super) clock: Option<ClockThread>,
 }
@@ -156,6 +164,8 @@ pub(super) struct Lifecycle {
 impl Lifecycle {
     /// Serves until the handle is gone.
     pub(super) fn run(mut self) {
+        // Loading the guest may wait for a page of a node that is lost.
+        survive_lost_memory();
         if let Some(Some(join)) = self.joins.get(self.me.index()) {
             self.core.hub.post.broadcast(&VmMessage::Join(join.clone()));
         }
@@ -234,6 +244,12 @@ impl Lifecycle {
             }
             VmMessage::Paused { generation } if generation == self.generation => {
                 self.paused.insert(from);
+            }
+            VmMessage::Cleared { generation } => {
+                if let Some(cleared) = self.cleared.get_mut(from.index()) {
+                    *cleared = generation.max(*cleared);
+                    self.load_when_clear();
+                }
             }
             VmMessage::Request { generation, order } if generation == self.generation => {
                 self.order(order);
@@ -377,7 +393,8 @@ impl Lifecycle {
         }
     }
 
-    fn take_down(&mut self, generation: u32) -> bool {
+    /// Says whether all threads have let go of the guest's memory.
+    fn take_down(&mut self, generation: u32, devices: Duration) -> bool {
         let machine = self.core.hub.machine();
         // In this order: nothing new begins, whoever waits goes on, and finds the machine ended.
         self.core.hub.set_machine(None, generation);
@@ -388,7 +405,7 @@ impl Lifecycle {
         self.core.slots.end();
         self.core.hub.reset();
         let ended = machine.is_none_or(|machine| machine.end(END));
-        self.core.virtio.wait_quiet(END) && ended
+        self.core.virtio.wait_quiet(devices) && ended
     }
 
     fn reset(&mut self) {
@@ -397,12 +414,29 @@ impl Lifecycle {
         self.ready.clear();
         self.paused.clear();
         self.pausing = false;
-        if !self.take_down(self.generation) {
+        if !self.take_down(self.generation, DEVICES_END) {
             return self.fail("a vCPU or a device did not stop for the reset");
         }
         self.core.slots.reopen();
         self.core.bus.reset();
+        let boots = self.maker.spec.vcpus.first().map(|vcpu| vcpu.node);
+        if boots == Some(self.me.index()) {
+            self.cleared[self.me.index()] = self.generation;
+            self.loading = true;
+            return self.load_when_clear();
+        }
+        if let Some(node) = boots.and_then(NodeId::new) {
+            self.core.hub.post.send(node, &VmMessage::Cleared { generation: self.generation });
+        }
         self.make();
+    }
+
+    /// Loads the guest anew once no node's vCPUs and devices of before can write over it.
+    fn load_when_clear(&mut self) {
+        if self.loading && self.cleared.iter().all(|cleared| *cleared >= self.generation) {
+            self.loading = false;
+            self.make();
+        }
     }
 
     fn end(&mut self, outcome: Outcome) {
@@ -410,9 +444,10 @@ impl Lifecycle {
             return;
         }
         self.pausing = false;
-        if !self.take_down(self.generation) {
+        if !self.take_down(self.generation, END) {
             log::warn!("a vCPU or a device waits for memory that does not come");
         }
+        self.core.virtio.close();
         self.watch.set(VmState::Ended(outcome));
     }
 }

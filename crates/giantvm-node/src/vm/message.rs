@@ -115,6 +115,9 @@ pub(super) enum VmMessage {
     Order { generation: u32, order: Order },
     /// To node 0: the vCPUs of the sender have stopped.
     Paused { generation: u32 },
+    /// To the node that loads the guest: of earlier generations, nothing of the sender touches the
+    /// guest's memory any more.
+    Cleared { generation: u32 },
     /// To node 0: asks it to give an order.
     Request { generation: u32, order: Order },
 }
@@ -143,6 +146,7 @@ mod kind {
     pub(super) const PAUSED: u8 = 14;
     pub(super) const REQUEST: u8 = 15;
     pub(super) const TIME_SET: u8 = 16;
+    pub(super) const CLEARED: u8 = 17;
 }
 
 impl VmMessage {
@@ -253,6 +257,10 @@ impl VmMessage {
                 w.u32(*generation);
                 order.encode(&mut w);
             }
+            Self::Cleared { generation } => {
+                w.u8(kind::CLEARED);
+                w.u32(*generation);
+            }
             Self::Paused { generation } => {
                 w.u8(kind::PAUSED);
                 w.u32(*generation);
@@ -324,6 +332,7 @@ impl VmMessage {
             kind::ORDER => {
                 Self::Order { generation: r.u32("generation")?, order: Order::decode(&mut r)? }
             }
+            kind::CLEARED => Self::Cleared { generation: r.u32("generation")? },
             kind::PAUSED => Self::Paused { generation: r.u32("generation")? },
             kind::REQUEST => {
                 Self::Request { generation: r.u32("generation")?, order: Order::decode(&mut r)? }
@@ -529,6 +538,7 @@ mod tests {
             VmMessage::Ready { generation, failed: None },
             VmMessage::Ready { generation, failed: Some(text()) },
             VmMessage::Paused { generation },
+            VmMessage::Cleared { generation },
         ];
         all.extend(interrupts.map(|interrupt| VmMessage::Interrupt {
             generation,

@@ -2,18 +2,25 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
-/// A driver did what no driver may; the reason is for people.
+/// Why a thread can't go on with its queues.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the driver {0}")]
-pub(super) struct Broken(pub(super) String);
+pub(super) enum Broken {
+    /// The driver did what no driver may; what that is, for people.
+    #[error("the driver {0}")]
+    Driver(String),
+    /// It is to stop: what it reads from now on means nothing.
+    #[error("the device stops")]
+    Stopped,
+}
 
 impl Broken {
     pub(super) fn new(what: &str) -> Self {
-        Self(what.into())
+        Self::Driver(what.into())
     }
 }
 
@@ -46,6 +53,7 @@ impl Part {
 pub(super) struct Chain {
     head: u16,
     memory: Arc<GuestMemoryMmap>,
+    stop: Arc<AtomicBool>,
     readable: Part,
     writable: Part,
     written: u32,
@@ -56,6 +64,7 @@ impl Chain {
     pub(super) fn new(
         chain: DescriptorChain<&GuestMemoryMmap>,
         memory: &Arc<GuestMemoryMmap>,
+        stop: &Arc<AtomicBool>,
     ) -> Result<Self, Broken> {
         let head = chain.head_index();
         let (mut readable, mut writable) = (Part::default(), Part::default());
@@ -71,7 +80,7 @@ impl Chain {
                 false => (&mut readable, Permissions::Read),
             };
             if !memory.check_range(address, len, access) {
-                return Err(Broken(format!(
+                return Err(Broken::Driver(format!(
                     "gave a buffer that is not in memory ({:#x}, {len:#x} bytes)",
                     address.0
                 )));
@@ -82,7 +91,10 @@ impl Chain {
         }
         // The iterator ends alike at the last descriptor and at one that can't be.
         match ended {
-            true => Ok(Self { head, memory: Arc::clone(memory), readable, writable, written: 0 }),
+            true => {
+                let (memory, stop) = (Arc::clone(memory), Arc::clone(stop));
+                Ok(Self { head, memory, stop, readable, writable, written: 0 })
+            }
             false => Err(Broken::new("gave a chain of descriptors that does not end")),
         }
     }
@@ -107,15 +119,19 @@ impl Chain {
         self.written
     }
 
-    /// Reads on, as much as there is and fits.
+    /// Reads on, as much as there is and fits. Of a device that stops, nothing: its memory may be lost,
+    /// and what was read must not reach a disk.
     pub(super) fn read(&mut self, to: &mut [u8]) -> Result<usize, Broken> {
         let mut at = 0;
         while at < to.len()
             && let Some((address, len)) = self.readable.take(to.len() - at)
         {
             let read = self.memory.read_slice(&mut to[at..at + len], address);
-            read.map_err(|error| Broken(format!("gave unreadable memory: {error}")))?;
+            read.map_err(|error| Broken::Driver(format!("gave unreadable memory: {error}")))?;
             at += len;
+        }
+        if self.stop.load(Ordering::SeqCst) {
+            return Err(Broken::Stopped);
         }
         Ok(at)
     }
@@ -144,7 +160,7 @@ impl Chain {
     /// Writes at an address of the chain.
     pub(super) fn put(&mut self, bytes: &[u8], address: GuestAddress) -> Result<(), Broken> {
         let written = self.memory.write_slice(bytes, address);
-        written.map_err(|error| Broken(format!("gave unwritable memory: {error}")))?;
+        written.map_err(|error| Broken::Driver(format!("gave unwritable memory: {error}")))?;
         self.written = self.written.saturating_add(bytes.len() as u32);
         Ok(())
     }

@@ -33,6 +33,9 @@ pub(super) trait Worker: Send {
     fn serve(&mut self, rings: &mut Rings) -> Result<bool, Broken>;
 }
 
+/// Called first by every thread that will touch the guest's memory.
+pub type Begin = Arc<dyn Fn() + Send + Sync>;
+
 /// A thread to be, and the indices of its queues.
 pub(super) type Job = (Box<dyn Worker>, Vec<u16>);
 
@@ -87,7 +90,7 @@ struct Hand {
     commands: Sender<Command>,
     wake: Kick,
     queues: Vec<u16>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// All threads of a device, which wait until the driver is ready.
@@ -103,6 +106,7 @@ impl Crew {
         jobs: Vec<Job>,
         kicks: &[Kick],
         interrupts: &Arc<Interrupts>,
+        begin: &Begin,
     ) -> std::io::Result<Self> {
         let busy = Arc::<Busy>::default();
         let mut crew = Self { hands: Vec::new(), busy: Arc::clone(&busy) };
@@ -132,7 +136,12 @@ impl Crew {
                 running: None,
             };
             let named = std::thread::Builder::new().name(format!("gvm-{name}-{index}"));
-            let thread = Some(named.spawn(move || thread.run())?);
+            let begin = Arc::clone(begin);
+            let run = move || {
+                begin();
+                thread.run();
+            };
+            let thread = Mutex::new(Some(named.spawn(run)?));
             crew.hands.push(Hand { commands, wake, queues, thread });
         }
         Ok(crew)
@@ -179,19 +188,24 @@ impl Crew {
         }
         true
     }
+
+    /// Ends the threads, and what they have open. One that waits for memory that does not come is left
+    /// behind.
+    pub(super) fn close(&self) {
+        /// As for the threads of vCPUs.
+        const END: Duration = Duration::from_secs(1);
+        self.hands.iter().for_each(|hand| Self::tell(hand, Command::Quit));
+        if self.wait_quiet(END) {
+            for thread in self.hands.iter().filter_map(|hand| lock(&hand.thread).take()) {
+                let _ = thread.join();
+            }
+        }
+    }
 }
 
 impl Drop for Crew {
     fn drop(&mut self) {
-        /// As for the threads of vCPUs.
-        const END: Duration = Duration::from_secs(1);
-        self.hands.iter().for_each(|hand| Self::tell(hand, Command::Quit));
-        // One that waits for memory that does not come is left behind.
-        if self.wait_quiet(END) {
-            for thread in self.hands.iter_mut().filter_map(|hand| hand.thread.take()) {
-                let _ = thread.join();
-            }
-        }
+        self.close();
     }
 }
 
@@ -241,6 +255,10 @@ impl Thread {
         let Some(rings) = &mut self.running else { return false };
         match self.worker.serve(rings) {
             Ok(more) => more,
+            Err(Broken::Stopped) => {
+                self.let_go();
+                false
+            }
             Err(broken) => {
                 log::warn!("{}: {broken}; the device waits for its reset", self.name);
                 self.interrupts.break_device(true);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::{BAR_BYTES, Model, VirtioPci};
+use super::{BAR_BYTES, Begin, Model, VirtioPci};
 use crate::bus::Data;
 use crate::chips::Message;
 use crate::pci::{Function, MessageSink};
@@ -81,6 +81,11 @@ pub(super) struct Driver {
     next_buffer: u64,
 }
 
+/// What the threads of devices begin with in tests.
+pub(super) fn nothing() -> Begin {
+    Arc::new(|| {})
+}
+
 pub(super) fn memory() -> Arc<GuestMemoryMmap> {
     Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap())
 }
@@ -91,7 +96,7 @@ impl Driver {
         let memory = memory();
         let (send, messages) = mpsc::channel();
         let sink: Arc<dyn MessageSink> = Arc::new(move |message| _ = send.send(message));
-        let device = VirtioPci::new(model, BAR, Arc::clone(&memory), sink).unwrap();
+        let device = VirtioPci::new(model, BAR, Arc::clone(&memory), sink, &nothing()).unwrap();
         let mut driver = Self {
             device: Arc::new(device),
             memory,

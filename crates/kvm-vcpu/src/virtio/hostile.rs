@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use vm_memory::mmap::{GuestRegionMmap, MmapRegionBuilder};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
 
-use super::driver::{BAR, PATIENCE, STATUS};
+use super::driver::{BAR, PATIENCE, STATUS, nothing};
 use super::tests::Scratch;
 use super::{BAR_BYTES, Model, VirtioPci, console, rng};
 use crate::bus::Data;
@@ -202,7 +202,7 @@ fn survive(model: Model, acts: &[Act]) -> Result<(), TestCaseError> {
     let sent = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&sent);
     let sink = Arc::new(move |_: Message| _ = count.fetch_add(1, Ordering::Relaxed));
-    let device = VirtioPci::new(model, BAR, Arc::clone(&guarded.memory), sink).unwrap();
+    let device = VirtioPci::new(model, BAR, Arc::clone(&guarded.memory), sink, &nothing()).unwrap();
     let mut size = 8;
     for &act in acts {
         carry_out(&device, &guarded.memory, act, &mut size);

@@ -33,6 +33,7 @@ mod transport;
 
 pub use block::{Disk, DiskError};
 pub use console::{ConsoleInput, console};
+pub use crew::Begin;
 pub use net::{MacAddress, MacError, Tap, TapError, net};
 pub use rng::rng;
 pub use transport::{BAR_BYTES, DOORBELLS, Model, VirtioPci};

@@ -30,7 +30,7 @@ impl Ring {
         stop: Arc<AtomicBool>,
     ) -> Result<Self, Broken> {
         let refused =
-            |error| Broken(format!("set up queue {index} in a way that can't be: {error}"));
+            |error| Broken::Driver(format!("set up queue {index} in a way that can't be: {error}"));
         let mut queue = Queue::new(setup.size_max).map_err(refused)?;
         queue.try_set_size(setup.size).map_err(refused)?;
         queue.try_set_desc_table_address(GuestAddress(setup.descriptors)).map_err(refused)?;
@@ -39,7 +39,7 @@ impl Ring {
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
         if !queue.is_valid(&*memory) {
-            return Err(Broken(format!("put queue {index} where there is no memory")));
+            return Err(Broken::Driver(format!("put queue {index} where there is no memory")));
         }
         Ok(Self { index, queue, memory, interrupts, stop })
     }
@@ -49,7 +49,10 @@ impl Ring {
     }
 
     fn broken(&self, error: &virtio_queue::Error) -> Broken {
-        Broken(format!("broke queue {}: {error}", self.index))
+        if self.stopped() {
+            return Broken::Stopped;
+        }
+        Broken::Driver(format!("broke queue {}: {error}", self.index))
     }
 
     /// The next request, if there is one.
@@ -62,7 +65,9 @@ impl Ring {
             Ok(mut chains) => chains.next(),
             Err(error) => return Err(self.broken(&error)),
         };
-        chain.map(|chain| Chain::new(chain, &memory)).transpose()
+        let chain = chain.map(|chain| Chain::new(chain, &memory, &self.stop)).transpose();
+        // Descriptors of memory that is lost are no fault of the driver.
+        if self.stopped() { Ok(None) } else { chain }
     }
 
     /// Leaves the last `count` requests that were popped for later.
@@ -129,5 +134,45 @@ impl Ring {
                 return Ok(false);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::super::driver::memory;
+    use super::*;
+
+    #[test]
+    fn what_is_read_after_the_stop_goes_nowhere() {
+        let memory = memory();
+        // One descriptor of 16 bytes at 0x5000, offered.
+        memory.write_obj(0x5000u64, GuestAddress(0x1000)).unwrap();
+        memory.write_obj(16u32, GuestAddress(0x1008)).unwrap();
+        memory.write_obj(1u16, GuestAddress(0x2002)).unwrap();
+        let setup = QueueSetup {
+            size_max: 8,
+            size: 8,
+            enabled: true,
+            descriptors: 0x1000,
+            driver: 0x2000,
+            device: 0x3000,
+        };
+        let interrupts = Arc::new(Interrupts::new(1, Arc::new(|_: crate::chips::Message| {})));
+        let stop = Arc::new(AtomicBool::new(false));
+        let ring = || {
+            let (memory, interrupts) = (Arc::clone(&memory), Arc::clone(&interrupts));
+            Ring::new(0, &setup, false, memory, interrupts, Arc::clone(&stop)).unwrap()
+        };
+        let mut chain = ring().pop().unwrap().expect("a request");
+        let mut bytes = [0; 8];
+        assert_eq!(chain.read(&mut bytes), Ok(8));
+        stop.store(true, Ordering::SeqCst);
+        assert_eq!(chain.read(&mut bytes), Err(Broken::Stopped));
+        assert!(ring().pop().unwrap().is_none());
+        // A queue in memory that was lost is not the driver's fault.
+        memory.write_obj(500u16, GuestAddress(0x2002)).unwrap();
+        assert!(ring().pop().unwrap().is_none());
     }
 }

@@ -422,6 +422,20 @@ fn a_device_of_a_machine_that_stops_starts_no_more() {
 }
 
 #[test]
+fn a_device_that_is_closed_lets_go_of_its_file() {
+    let scratch = Scratch::new(DISK_BYTES);
+    let mut driver = Driver::new(scratch.disk(false));
+    driver.start(VERSION_1);
+    assert_eq!(read(&mut driver, 0, 512).0, 0);
+    assert!(Disk::open(&scratch.0, false).is_err());
+    driver.device.close();
+    driver.device.close();
+    assert!(Disk::open(&scratch.0, false).is_ok());
+    driver.start(VERSION_1);
+    assert_eq!(driver.status() & NEEDS_RESET, NEEDS_RESET);
+}
+
+#[test]
 fn memory_answers_only_at_its_place() {
     let driver = Driver::new(rng("rng"));
     assert_eq!(driver.common(0x12, 2), 1);

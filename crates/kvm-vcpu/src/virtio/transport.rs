@@ -11,7 +11,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::chain::Broken;
 use super::common::{COMMON_BYTES, Common, Effect};
-use super::crew::{Crew, Job, Kick};
+use super::crew::{Begin, Crew, Job, Kick};
 use super::interrupts::Interrupts;
 use super::ring::Ring;
 use crate::bus::Data;
@@ -110,7 +110,9 @@ pub struct VirtioPci {
 }
 
 impl VirtioPci {
-    /// A device whose memory range is at `address`, a multiple of [`BAR_BYTES`].
+    /// A device whose memory range is at `address`, a multiple of [`BAR_BYTES`]. Its threads call `begin`
+    /// first. When the machine loses memory, they have to be told before ([`halt`](Self::halt)): they
+    /// then pass on nothing that they read.
     ///
     /// # Errors
     /// If a thread can't be started.
@@ -119,12 +121,13 @@ impl VirtioPci {
         address: u64,
         memory: Arc<GuestMemoryMmap>,
         sink: Arc<dyn MessageSink>,
+        begin: &Begin,
     ) -> std::io::Result<Self> {
         let Model { name, id, class, features, config, mut queues, jobs } = model;
         queues.truncate(QUEUES_MAX);
         let interrupts = Arc::new(Interrupts::new(queues.len(), sink));
         let kicks = queues.iter().map(|_| Kick::new()).collect::<std::io::Result<Vec<_>>>()?;
-        let crew = Crew::new(&name, jobs, &kicks, &interrupts)?;
+        let crew = Crew::new(&name, jobs, &kicks, &interrupts, begin)?;
         let identity = Identity {
             vendor: VENDOR,
             device: DEVICE_ID_BASE + id,
@@ -172,6 +175,12 @@ impl VirtioPci {
     /// Waits until they have; says whether it was in time.
     pub fn wait_quiet(&self, timeout: Duration) -> bool {
         self.crew.wait_quiet(timeout)
+    }
+
+    /// Ends its threads, for good, and lets go of what it uses of the host.
+    pub fn close(&self) {
+        self.halt();
+        self.crew.close();
     }
 
     fn stop(&self, registers: &mut Registers) {

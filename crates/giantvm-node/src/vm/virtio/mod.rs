@@ -9,6 +9,7 @@ mod spec;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dsm_core::pages::sigbus::survive_lost_memory;
 use dsm_core::report::chain;
 use dsm_core::types::NodeId;
 use kvm_vcpu::acpi::{Ecam, PciHost};
@@ -20,7 +21,7 @@ use kvm_vcpu::pci::{
     Function, HostBridge, MemoryWindow, absent_ranges, config_range, ecam_offset,
 };
 use kvm_vcpu::virtio::{
-    BAR_BYTES, ConsoleInput, DOORBELLS, Disk, Model, Tap, VirtioPci, console, net, rng,
+    BAR_BYTES, Begin, ConsoleInput, DOORBELLS, Disk, Model, Tap, VirtioPci, console, net, rng,
 };
 use kvm_vcpu::vm::Ram;
 
@@ -60,6 +61,11 @@ impl Virtio {
         let until = Instant::now() + timeout;
         let left = || until.saturating_duration_since(Instant::now());
         self.devices.iter().all(|device| device.wait_quiet(left()))
+    }
+
+    /// Ends the threads, and with them the use of files and taps.
+    pub(super) fn close(&self) {
+        self.devices.iter().for_each(|device| device.close());
     }
 
     /// The way into a console of this node.
@@ -223,7 +229,10 @@ fn open(
     let memory = Arc::new(host.ram.memory().clone());
     let hub = Arc::clone(host.hub);
     let sink = Arc::new(move |message: Message| hub.message(message));
-    let device = VirtioPci::new(model, address, memory, sink).map_err(|e| e.to_string())?;
+    // A thread that waits for a page when a node is lost ends as an error of its device, not of this process.
+    let begin: Begin = Arc::new(survive_lost_memory);
+    let device = VirtioPci::new(model, address, memory, sink, &begin);
+    let device = device.map_err(|error| error.to_string())?;
     let device = Arc::new(device);
     virtio.devices.push(Arc::clone(&device));
     Ok(device)
