@@ -56,7 +56,11 @@ impl Options {
 
     /// Batches of something in a guest, which on some hosts takes a hundred times as long.
     pub fn guest_batches(&self) -> Batches {
-        if self.quick { Batches { rounds: 2, per_round: 40, warm_up: 40 } } else { self.batches() }
+        if self.quick {
+            Batches { rounds: 2, per_round: 40, warm_up: 40 }
+        } else {
+            Batches { rounds: 20, per_round: 100, warm_up: 100 }
+        }
     }
 
     /// Batches of something that moves a whole region.

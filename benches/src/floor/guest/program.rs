@@ -13,7 +13,7 @@ use super::platform::Platform;
 use super::roles::{Alone, Asks, Faults, Hops, Outside};
 use super::{Role, Spec};
 use crate::error::BenchError;
-use crate::floor::faults::{Flag, Waiter};
+use crate::floor::faults::{Flag, Waiter, join};
 use crate::floor::link::Link;
 use crate::floor::memory::Memory;
 use crate::floor::peer::{self, Peer};
@@ -84,8 +84,14 @@ fn seat(spec: &Spec) -> Seat {
     Seat { wake: Wake::Blocking, spin: Spin::Yielding, cpus: spec.peer_cpus.clone() }
 }
 
+/// Starts a peer that goes before all of ordinary priority, as giantvm's engine does that serves vCPUs: it
+/// takes over the priority of the thread that starts it.
 fn serving_peer(spec: &Spec, pages: usize) -> Result<Peer, BenchError> {
-    Peer::start(peer::Role::Serve, spec.transport, &seat(spec), pages)
+    let start = || {
+        outrank();
+        Peer::start(peer::Role::Serve, spec.transport, &seat(spec), pages)
+    };
+    thread::scope(|scope| join(scope.spawn(start)))
 }
 
 /// The side that sends first.
@@ -146,9 +152,11 @@ fn fault(spec: &Spec, write: bool) -> Result<(), BenchError> {
             let handle = || {
                 let done = Flag::new()?;
                 let links = [faults.peer.link()];
-                let waiter = Waiter::new(memory, &mine, &links, &done)?;
-                while let Some(page) = waiter.next_fault()? {
-                    faults.answer(&waiter, page)?;
+                // What the peer says between batches is not for this thread, which would spin over it.
+                let for_faults = Waiter::new(memory, &mine, &[], &done)?;
+                let for_pages = Waiter::new(memory, &mine, &links, &done)?;
+                while let Some(page) = for_faults.next_fault()? {
+                    faults.answer(&for_pages, page)?;
                 }
                 Ok(())
             };
