@@ -137,7 +137,10 @@ impl VmSpec {
         for (index, device) in self.devices.iter().enumerate() {
             known(&format!("device {:?}", device.name), device.home)?;
             if self.devices[..index].iter().any(|other| other.name == device.name) {
-                return failed(format!("two devices are named {:?}: give each a name of its own", device.name));
+                return failed(format!(
+                    "two devices are named {:?}: give each a name of its own",
+                    device.name
+                ));
             }
             for range in &device.ranges {
                 self.check_range(&layout, &device.name, range)?;

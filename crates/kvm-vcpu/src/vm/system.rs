@@ -154,7 +154,10 @@ mod tests {
             for says in [0, -1] {
                 let error = check_needed(|number| if number == missing { says } else { 1 });
                 let text = error.unwrap_err().to_string();
-                assert!(text.contains(name) && text.contains("Linux 6.6 or newer has it"), "{text}");
+                assert!(
+                    text.contains(name) && text.contains("Linux 6.6 or newer has it"),
+                    "{text}"
+                );
             }
         }
     }
