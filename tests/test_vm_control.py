@@ -110,6 +110,35 @@ def wait_for_resets(site: Site, wanted: int) -> None:
         assert vm_of(site).state != "ended"
 
 
+class Adds(Device):
+    """Adds 1 to a number in the guest's memory when the guest writes to it."""
+
+    def __init__(self, port: int) -> None:
+        self.ranges = (Pio(port, 4),)
+
+    def write(self, offset: int, size: int, value: int) -> None:  # noqa: ARG002
+        with self.memory(COUNT, 4) as view:
+            view[:] = (int.from_bytes(view, "little") + 1).to_bytes(4, "little")
+
+
+TURNS = (
+    b"\xb9\xc8\0\0\0"  # mov ecx, 200
+    b"\xba\xe0\x05\0\0\xef\xba\xe8\x05\0\0\xef"  # out 0x5e0; out 0x5e8
+    b"\xf0\xff\x05\0\0\x20\0\xe2\xeb"  # lock inc dword [COUNT]; loop
+    b"\xba\xf4\0\0\0\x31\xc0\xef\xf4"  # out 0xf4
+)
+
+
+def test_devices_of_two_nodes_and_the_guest_write_one_page_in_turns(tmp_path: Path) -> None:
+    devices = tuple(
+        DeviceSpec(f"adds-{node}", node, Adds, (Pio(port, 4),), options={"port": port})
+        for node, port in (("b", 0x5E0), ("c", 0x5E8))
+    )
+    with VmCluster(3, made(tmp_path, TURNS, devices=devices)) as machine:
+        assert machine.run() == [("debug-exit", 1)] * 3
+        assert machine.cluster.each(count) == [600] * 3
+
+
 def test_a_guest_that_powers_off_ends_on_all_nodes(tmp_path: Path) -> None:
     with VmCluster(2, made(tmp_path, POWER_OFF)) as machine:
         assert machine.run() == [("power-off", None)] * 2
