@@ -28,6 +28,7 @@ from giantvm.errors import (
     VmFailed,
 )
 from giantvm.stats import Latency, RegionStats
+from giantvm.virtio import Disk, Net, Rng, VirtioConsole
 from giantvm.vmspec import DeviceSpec, Mmio, Module, Pio, Vcpu, VmSpec
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Counter",
     "Device",
     "DeviceSpec",
+    "Disk",
     "Error",
     "ForkError",
     "GuestFault",
@@ -52,6 +54,7 @@ __all__ = [
     "Mmio",
     "Module",
     "Mutex",
+    "Net",
     "Node",
     "NodeLost",
     "NodeSpec",
@@ -59,10 +62,12 @@ __all__ = [
     "Pio",
     "Region",
     "RegionStats",
+    "Rng",
     "RwLock",
     "TimeoutError",
     "Unclaimed",
     "Vcpu",
+    "VirtioConsole",
     "Vm",
     "VmFailed",
     "VmReport",

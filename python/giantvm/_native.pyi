@@ -212,6 +212,7 @@ class NativeVm:
         modules: list[tuple[str, str]],
         platform: int,
         devices: list[tuple[str, int, list[tuple[bool, int, int]], list[tuple[int, int]]]],
+        virtio: list[tuple[str, int, str, str, bool, str | None, int]],
         hide: list[str],
         overcommit: bool,
         tsc: str,
@@ -222,8 +223,9 @@ class NativeVm:
         """Begins it. Nodes are given by position: of a vCPU with the processor it is pinned to.
 
         A device is its name, its home, ranges (whether ports, first, length), and doorbells (first
-        offset, length). `giantvm.ConfigError` if the description can't be, `giantvm.ClusterError`
-        if this machine can't run it.
+        offset, length). A virtio device is its name, its home, its kind, file or tap, whether it is
+        read-only, its address, and pairs of queues. `giantvm.ConfigError` if the description can't
+        be, `giantvm.ClusterError` if this machine can't run it.
         """
 
     def run(self) -> None:

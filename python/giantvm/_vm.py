@@ -18,6 +18,7 @@ from giantvm._region import Region
 from giantvm._time import milliseconds
 from giantvm.errors import ConfigError, GuestFault, NodeLost, VmFailed
 from giantvm.stats import RegionStats
+from giantvm.virtio import native_virtio
 from giantvm.vmspec import Pio, VmSpec
 
 __all__ = ["ClockReport", "Console", "Outcome", "OutcomeKind", "Vm", "VmReport", "VmState"]
@@ -356,6 +357,7 @@ def _native(node: Node, spec: VmSpec, timeout_s: float | None) -> NativeVm:
         [(os.fspath(module.file), module.cmdline) for module in spec.modules],
         index(spec.platform_home(node.nodes)),
         devices,
+        [native_virtio(it, index) for it in spec.virtio],
         list(spec.hide),
         spec.overcommit,
         spec.tsc,

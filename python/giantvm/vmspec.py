@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeGuard
 from giantvm._load import load
 from giantvm._toml import Table, suggestion
 from giantvm.errors import ConfigError
+from giantvm.virtio import Virtio, parse_virtio
 
 if TYPE_CHECKING:
     from giantvm._device import Device
@@ -162,6 +163,8 @@ class VmSpec:
     """The node of the platform's devices (serial port, clocks, IOAPIC); by default, the first."""
     devices: tuple[DeviceSpec, ...] = ()
     """Devices in Python."""
+    virtio: tuple[Virtio, ...] = ()
+    """Disks, network interfaces, consoles and random numbers, in the guest's order."""
     hide: tuple[str, ...] = ()
     """Features of the processor that the guest is not told of, as /proc/cpuinfo calls them."""
     overcommit: bool = False
@@ -211,6 +214,8 @@ class VmSpec:
             yield "the platform", self.platform
         for device in self.devices:
             yield f"device {device.name!r}", device.home
+        for virtio in self.virtio:
+            yield f"device {virtio.name!r}", virtio.home
 
 
 def parse_vm(entry: object, directory: Path, parse_size: Callable[[str], int]) -> VmSpec:
@@ -237,6 +242,7 @@ def parse_vm(entry: object, directory: Path, parse_size: Callable[[str], int]) -
         kernel_format=kernel_format,  # type: ignore[arg-type]
         platform=table.optional("platform"),
         devices=devices,
+        virtio=parse_virtio(table, directory),
         hide=tuple(table.texts("hide")),
         overcommit=table.flag("overcommit"),
         tsc=tsc,  # type: ignore[arg-type]
@@ -247,6 +253,7 @@ def parse_vm(entry: object, directory: Path, parse_size: Callable[[str], int]) -
 
 _VM_KEYS: Final = {
     *("name", "memory", "vcpus", "kernel", "cmdline", "initrd", "modules", "kernel_format"),
+    *("disk", "net", "console", "rng"),
     *("platform", "device", "hide", "overcommit", "tsc", "kvm", "profile"),
 }
 _DEVICE_KEYS: Final = {"name", "home", "model", "ranges", "doorbells", "options"}

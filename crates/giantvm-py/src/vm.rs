@@ -1,13 +1,15 @@
 //! `NativeVm`, and what the devices in Python are asked for.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use giantvm_node::node::Patience;
 use giantvm_node::vm::{
-    ConsoleOutput, DeviceQueue, DeviceRequest, DeviceSpec, ImageSpec, Interrupts, Outcome,
-    TscSource, VcpuSpec, Vm, VmError, VmOptions, VmSpec, VmState,
+    ConsoleOutput, ConsoleSink, DeviceQueue, DeviceRequest, DeviceSpec, ImageSpec, Interrupts,
+    Outcome, TscSource, VcpuSpec, VirtioKind, VirtioSpec, Vm, VmError, VmOptions, VmSpec, VmState,
 };
 use kvm_vcpu::boot::Format;
 use kvm_vcpu::bus::{Access, Data, Range, Reply, Space};
@@ -62,6 +64,42 @@ pub(crate) struct NativeVm {
 
 /// Name, home, ranges (whether ports, first, length), doorbells (first offset, length).
 type DeviceTuple = (String, usize, Vec<(bool, u64, u64)>, Vec<(u64, u64)>);
+
+/// Name, home, kind, file or tap, whether read-only, address, queues.
+type VirtioTuple = (String, usize, String, String, bool, Option<String>, u16);
+
+fn virtio_spec(tuple: &VirtioTuple) -> PyResult<VirtioSpec> {
+    let (name, home, kind, place, read_only, mac, queues) = tuple;
+    let kind = match kind.as_str() {
+        "disk" => VirtioKind::Disk { path: place.into(), read_only: *read_only },
+        "net" => {
+            let mac = mac.as_deref().map(parsed).transpose()?;
+            VirtioKind::Net { tap: place.clone(), mac, queues: *queues }
+        }
+        "console" => VirtioKind::Console,
+        "rng" => VirtioKind::Rng,
+        other => return Err(PyValueError::new_err(format!("{other:?} is no virtio device"))),
+    };
+    Ok(VirtioSpec { name: name.clone(), home: *home, kind })
+}
+
+/// Where the output of the consoles of this node goes: to files.
+fn consoles(virtio: &[VirtioTuple], me: usize) -> PyResult<Vec<(String, ConsoleSink)>> {
+    let mut sinks = Vec::new();
+    for (name, home, kind, place, ..) in virtio {
+        if kind != "console" || *home != me || place.is_empty() {
+            continue;
+        }
+        let opened = OpenOptions::new().append(true).create(true).open(place);
+        let file = opened.map_err(|error| {
+            ClusterError::new_err(format!("console {name:?}: can't write {place}: {error}"))
+        })?;
+        // What the file's host has no room for is lost, as the guest can't be told.
+        let sink: ConsoleSink = Arc::new(move |bytes: &[u8]| _ = (&file).write_all(bytes));
+        sinks.push((name.clone(), sink));
+    }
+    Ok(sinks)
+}
 
 /// Whether ports, first, length, device, node to be asked.
 type ClaimTuple = (bool, u64, u64, String, Option<usize>);
@@ -135,7 +173,7 @@ fn tsc_source(name: &str) -> PyResult<TscSource> {
 impl NativeVm {
     #[new]
     #[pyo3(signature = (node, name, memory_bytes, vcpus, kernel, kernel_format, cmdline, initrd,
-        modules, platform, devices, hide, overcommit, tsc, kvm, profile, timeout_ms))]
+        modules, platform, devices, virtio, hide, overcommit, tsc, kvm, profile, timeout_ms))]
     #[expect(clippy::too_many_arguments, reason = "the description, one by one")]
     fn new(
         py: Python<'_>,
@@ -150,6 +188,7 @@ impl NativeVm {
         modules: Vec<(PathBuf, String)>,
         platform: usize,
         devices: Vec<DeviceTuple>,
+        virtio: Vec<VirtioTuple>,
         hide: Vec<String>,
         overcommit: bool,
         tsc: &str,
@@ -167,7 +206,7 @@ impl NativeVm {
             image,
             platform_home: platform,
             devices: devices.into_iter().map(device).collect(),
-            virtio: Vec::new(),
+            virtio: virtio.iter().map(virtio_spec).collect::<PyResult<_>>()?,
             hide,
             overcommit,
             tsc: tsc_source(tsc)?,
@@ -182,7 +221,7 @@ impl NativeVm {
             console: Some(console.sink()),
             profile,
             devices,
-            consoles: Vec::new(),
+            consoles: consoles(&virtio, native.index())?,
         };
         let vm = wait_or(py, timeout_ms, vm_error, |patience| {
             Vm::start(&native, spec, options, patience)
