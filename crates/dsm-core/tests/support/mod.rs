@@ -9,6 +9,7 @@
     reason = "shared by tests, not part of a crate's interface"
 )]
 
+pub mod check;
 pub mod coverage;
 pub mod explore;
 pub mod fingerprint;
