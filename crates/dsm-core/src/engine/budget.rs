@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::worker::Wake;
 
@@ -12,6 +12,9 @@ const SLACK_MAX: u64 = 64;
 
 /// How long a refused node's wish counts: it asks again before that.
 const WANTED_MS: u64 = 20;
+
+/// What the end of a hold may take to be noticed everywhere, and more.
+const FULL_MARGIN: Duration = Duration::from_secs(5);
 
 /// Frames beyond the share, for each worker, for what is on its way here: 2 MiB.
 const RESERVE: u64 = 512;
@@ -29,11 +32,14 @@ pub(super) struct Budget {
     /// Until when, in milliseconds from `start`.
     wanted_until_ms: AtomicU64,
     start: Instant,
+    /// For how long nobody must have room before a page that finds no frame is given up.
+    full_after: Duration,
     workers: OnceLock<Vec<Arc<Wake>>>,
 }
 
 impl Budget {
-    pub(super) fn new(share: u64, workers: usize) -> Self {
+    /// For a node that gives `share` frames, has so many workers, and keeps holds for `hold_keep_max`.
+    pub(super) fn new(share: u64, workers: usize, hold_keep_max: Duration) -> Self {
         let reserve = RESERVE * workers as u64;
         Self {
             share,
@@ -42,6 +48,7 @@ impl Budget {
             wanted: AtomicU64::new(0),
             wanted_until_ms: AtomicU64::new(0),
             start: Instant::now(),
+            full_after: hold_keep_max + FULL_MARGIN,
             workers: OnceLock::new(),
         }
     }
@@ -65,6 +72,12 @@ impl Budget {
         if frames > 0 {
             self.frames.fetch_sub(frames, Ordering::Relaxed);
         }
+    }
+
+    /// See [`Budget::new`]: what keeps frames for longer than any hold are owned pages, and the
+    /// cluster is full.
+    pub(super) fn full_after(&self) -> Duration {
+        self.full_after
     }
 
     fn frames(&self) -> u64 {
@@ -130,5 +143,38 @@ impl Budget {
     /// reserve.
     pub(super) fn is_full(&self) -> bool {
         self.excess() >= self.reserve / 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_go_when_there_are_more_than_the_share_or_others_want_them() {
+        let budget = Budget::new(1000, 1, Duration::ZERO);
+        budget.added(1000);
+        assert_eq!((budget.surplus(), budget.room()), (0, 0));
+        budget.added(10);
+        assert_eq!((budget.excess(), budget.surplus(), budget.goal()), (10, 10, 10 + 62));
+        assert!(!budget.is_tight() && !budget.is_full());
+        budget.want(20);
+        assert_eq!((budget.excess(), budget.surplus()), (10, 30));
+        budget.want(0);
+        assert_eq!(budget.surplus(), 10);
+        budget.added(RESERVE / 2 - 10);
+        assert!(budget.is_tight() && budget.is_full());
+        budget.gone(RESERVE / 2);
+        assert_eq!((budget.excess(), budget.room()), (0, 0));
+    }
+
+    #[test]
+    fn what_others_want_is_forgotten_after_a_while() {
+        let budget = Budget::new(100, 1, Duration::ZERO);
+        budget.added(100);
+        budget.want(5);
+        budget.wanted_until_ms.store(0, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(budget.surplus(), 0);
     }
 }

@@ -24,10 +24,6 @@ const PRESSING: u64 = 64;
 /// to milliseconds.
 const REST: Duration = Duration::from_millis(2);
 
-/// For how long nobody must have room before a page that finds no frame is given up. What may keep
-/// frames for so long, holds excepted, are owned pages: the cluster is full.
-const FULL_AFTER: Duration = Duration::from_secs(5);
-
 /// How things stand after a turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Pressure {
@@ -48,6 +44,8 @@ pub(super) struct Shortage {
     /// Frames that there are at this worker.
     count: u64,
     rest_until: Option<Instant>,
+    /// A round was in vain: who keeps frames is to be looked at.
+    pub(super) blames: bool,
     /// Of the oldest that waits for a frame.
     pub(super) starved: Option<Age>,
 }
@@ -127,6 +125,7 @@ impl Shortage {
         budget.wake_all();
         let until = now + REST;
         self.rest_until = Some(until);
+        self.blames = true;
         Pressure::Stuck(until)
     }
 }
@@ -285,7 +284,8 @@ impl Shard {
 
     /// Whether pages wait for frames that there are nowhere in the cluster; said once.
     pub(super) fn finds_cluster_full(&mut self) -> bool {
-        let full = self.moving.full_since.is_some_and(|since| since.elapsed() >= FULL_AFTER);
+        let full =
+            self.moving.full_since.is_some_and(|since| since.elapsed() >= self.budget.full_after());
         let tell = full && !self.moving.told;
         self.moving.told |= full;
         tell

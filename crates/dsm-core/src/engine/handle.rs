@@ -218,7 +218,7 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         let events: Arc<dyn Fn(EngineEvent) + Send + Sync> = Arc::new(events);
         let ages = Arc::new(Ages::new());
-        let budget = Arc::new(Budget::new(config.frames, config.workers));
+        let budget = Arc::new(Budget::new(config.frames, config.workers, config.hold_keep_max));
         let mut workers: Vec<WorkerHandle> = Vec::new();
         for index in 0..config.workers.max(1) {
             let (commands, receiver) = mpsc::channel();

@@ -289,6 +289,9 @@ impl Worker {
         shortage.starved = starved.map(|shard| shard.protocol.shortage_age()).min();
         self.each_shard(|shard| shortage.relieve(shard, &peers, &mut outgoing));
         let pressure = shortage.pressure(&self.budget);
+        if std::mem::take(&mut shortage.blames) {
+            self.shards.values_mut().for_each(|shard| shard.protocol.blame_all());
+        }
         if pressure == Pressure::None {
             self.each_shard(|shard| shard.return_rooms(&mut outgoing));
         }

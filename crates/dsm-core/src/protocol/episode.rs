@@ -206,6 +206,11 @@ impl Episodes {
         ended.map_or(Vec::new(), |episode| episode.pages.iter().map(|&(page, _)| page).collect())
     }
 
+    /// The threads that have episodes.
+    pub(super) fn threads(&self) -> impl Iterator<Item = ThreadId> {
+        self.by_thread.keys().copied()
+    }
+
     /// The pages that `thread` has gathered.
     pub(super) fn pages(&self, thread: ThreadId) -> Vec<Page> {
         self.by_thread
