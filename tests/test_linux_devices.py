@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from testbed import GUEST_PACKAGE, Host, MissingError, Testbed, kernel
+from linux_guest import CMDLINE, HIDE, PATIENCE_S, image, initramfs, rate
+from testbed import Host, MissingError, Testbed
 from testbed.guest_run import build
-from testbed.kernel import ROOT, fill, find, pack
+from testbed.kernel import find
 
 MODULES = ("virtio_blk", "virtio_net", "virtio_rng")
-PATIENCE_S = 900.0
-"""A boot takes a quarter of a minute on an idle machine, and minutes on a busy one."""
-
-# No calibration can be right on an emulated host, and this QEMU does not tell KVM of XSETBV.
-CMDLINE = (
-    "console=ttyS0 tsc=reliable no_timer_check nopti mitigations=off panic=-1 nowatchdog mce=off "
-    "random.trust_cpu=1 rcupdate.rcu_cpu_stall_suppress=1"
-)
-HIDE = "xsave"
 
 TAP = (
     "set -e; modprobe tun; ip tuntap add dev tap0 mode tap multi_queue; "
@@ -43,17 +33,6 @@ def host() -> Iterator[Host]:
     with bed:
         bed.hosts[0].run(["/bin/sh", "-c", TAP])
         yield bed.hosts[0]
-
-
-def initramfs(work: Path) -> Path:
-    """What the guest starts with: busybox, drivers, and the script that uses the devices."""
-    tree, image = work / "tree", work / "guest.cpio"
-    fill(tree, kernel(GUEST_PACKAGE), MODULES)
-    (tree / "mnt").mkdir()
-    shutil.copy(ROOT / "guests" / "linux" / "devices.sh", tree / "init")
-    (tree / "init").chmod(0o755)
-    pack(tree, image)
-    return image
 
 
 def digest(content: bytes) -> str:
@@ -78,17 +57,12 @@ def test_linux_uses_its_devices_and_reboots(host: Host, tmp_path: Path) -> None:
     host.run(["/bin/mkdir", "/tmp/www"])
     host.copy_in(served, "/tmp/www/file")
     host.start(["/bin/busybox", "httpd", "-f", "-p", "198.18.7.1:80", "-h", "/tmp/www"])
-    image = tmp_path / "image"
-    shutil.copy(kernel(GUEST_PACKAGE).image, image)
-    for source, target in ((image, "/tmp/image"), (initramfs(tmp_path), "/tmp/initramfs")):
-        host.copy_in(source, target)
-
-    found = re.search(r"tsc: Detected ([0-9.]+) MHz", host.run(["/bin/busybox", "dmesg"]).stdout)
-    assert found is not None
-    khz = int(float(found.group(1)) * 1000)
+    for source in (image(tmp_path), initramfs(tmp_path, "devices.sh", MODULES)):
+        host.copy_in(source, f"/tmp/{source.name}")
+    khz = rate(host)
     guest = host.start(
         [
-            *(program, "0", "unix:/tmp/node", "0", "256", "/tmp/image", "/tmp/initramfs"),
+            *(program, "0", "unix:/tmp/node", "0", "256", "/tmp/image", "/tmp/guest.cpio"),
             *(f"{CMDLINE} tsc_early_khz={khz} lpj={4 * khz}", HIDE, "shared"),
             *("disk:vol0:0:/tmp/disk", "cdrom:vol1:0:/tmp/read-only", "net:net0:0:tap0:2"),
             *("console:con0:0", "rng:rng0:0"),

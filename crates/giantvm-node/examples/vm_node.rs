@@ -135,6 +135,7 @@ fn main() {
             break outcome;
         }
     };
+    eprintln!("[n{me}] stats: {}", vm.memory().stats_json().unwrap_or_default());
     eprintln!("[n{me}] ended: {outcome:?}");
     if let Some(profile) = vm.profile_json(1000) {
         eprintln!("[n{me}] profile: {profile}");

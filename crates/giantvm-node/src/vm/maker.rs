@@ -52,7 +52,7 @@ impl Maker {
     pub(super) fn make(&self, core: &Arc<Core>, generation: u32) -> Result<(), String> {
         let boots = self.spec.vcpus.first().is_some_and(|vcpu| vcpu.node == self.me);
         let boot = match &self.image {
-            Some(image) if boots => Some(self.load(image)?),
+            Some(image) if boots => Some(self.load(image, core.clock.report().tsc_khz)?),
             _ => None,
         };
         let place = |vcpu: &super::spec::VcpuSpec| {
@@ -80,7 +80,7 @@ impl Maker {
         }
     }
 
-    fn load(&self, image: &Image) -> Result<BootState, String> {
+    fn load(&self, image: &Image, tsc_khz: u32) -> Result<BootState, String> {
         let spec = self.spec.image.as_ref().ok_or("there is nothing to start")?;
         let memory = self.ram.memory();
         let tables = Tables::build(&platform::describe(&self.spec, &self.layout));
@@ -94,6 +94,7 @@ impl Maker {
             modules: &modules,
             layout: &self.layout,
             rsdp: Some(tables.rsdp()),
+            tsc_khz: Some(tsc_khz),
         };
         let boot = load(memory, &params).map_err(|error| chain(&error))?;
         tables.write(memory).map_err(|error| format!("the ACPI tables: {error}"))?;

@@ -112,7 +112,8 @@ pub(super) fn load<M: GuestMemory + ?Sized>(
         let advice = "put the files into the initrd";
         return Err(Fault::NotTaken { format: Format::Linux, what: "modules", advice });
     }
-    let (len, max) = (params.cmdline.len(), kernel.header.cmdline_size as usize);
+    let text = command_line(params);
+    let (len, max) = (text.len(), kernel.header.cmdline_size as usize);
     if len > max {
         return Err(Fault::CommandLineTooLong { len, max });
     }
@@ -131,7 +132,7 @@ pub(super) fn load<M: GuestMemory + ?Sized>(
     let conventional = STRUCTURES_START..CONVENTIONAL_END;
     let gdt = cpu::write_gdt(loader, conventional.clone())?;
     let page_tables = cpu::write_page_tables(loader, conventional.clone())?;
-    let cmdline = cstring(params.cmdline);
+    let cmdline = cstring(&text);
     let cmdline_len = cmdline.len() as u64;
     let cmdline_at =
         loader.claims.take_lowest(conventional.clone(), cmdline_len, 16, "the command line")?;
@@ -167,6 +168,16 @@ fn place_kernel<M: GuestMemory + ?Sized>(
     };
     loader.write(start, kernel.code)?;
     Ok(start)
+}
+
+/// The command line, with the rate of the time-stamp counter: in front, for `--` ends the kernel's part.
+fn command_line(params: &BootParams<'_>) -> String {
+    const RATE: &str = "tsc_early_khz=";
+    let words = || params.cmdline.split_ascii_whitespace().take_while(|&word| word != "--");
+    let Some(khz) = params.tsc_khz.filter(|_| !words().any(|word| word.starts_with(RATE))) else {
+        return params.cmdline.to_owned();
+    };
+    format!("{RATE}{khz} {}", params.cmdline)
 }
 
 fn cstring(text: &str) -> Vec<u8> {

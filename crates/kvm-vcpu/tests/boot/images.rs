@@ -33,6 +33,7 @@ impl Machine {
             modules: &[],
             layout: &self.layout,
             rsdp: Some(RSDP),
+            tsc_khz: None,
         }
     }
 

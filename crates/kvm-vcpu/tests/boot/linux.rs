@@ -113,6 +113,24 @@ fn a_command_line_may_have_as_many_bytes_as_the_kernel_takes() {
 }
 
 #[test]
+fn the_kernel_is_told_the_rate_of_the_time_stamp_counter_unless_it_was() {
+    let machine = Machine::new(64 * MIB);
+    let image = BzImage::default().build();
+    let told = |cmdline: &str| {
+        let mut params = machine.params(&image);
+        params.cmdline = cmdline;
+        params.tsc_khz = Some(2_300_000);
+        let (_, zero_page, _) = entry(load(&machine.memory, &params).unwrap());
+        machine.string(machine.u32(zero_page + 0x228))
+    };
+    assert_eq!(told("quiet"), "tsc_early_khz=2300000 quiet");
+    assert_eq!(told("quiet tsc_early_khz=5"), "quiet tsc_early_khz=5");
+    // What comes after two dashes is for init.
+    let line = "quiet -- tsc_early_khz=5";
+    assert_eq!(told(line), format!("tsc_early_khz=2300000 {line}"));
+}
+
+#[test]
 fn a_real_kernel_loads() {
     let Some(path) = std::env::var_os("GIANTVM_TEST_KERNEL") else {
         println!("SKIPPED: GIANTVM_TEST_KERNEL names no kernel (a vmlinuz or vmlinux)");
