@@ -33,7 +33,7 @@ def checksum(cpus: int, size: int) -> int:
 
 def stats(stderr: str, node: int) -> dict[str, Any]:
     """What a node's memory did, as it told at its end."""
-    told = re.findall(rf"^\[n{node}\] stats: (\{{.*\}})$", stderr, re.MULTILINE)
+    told = re.findall(rf"^\[n{node} [\d.]+\] stats: (\{{.*\}})$", stderr, re.MULTILINE)
     found: dict[str, Any] = json.loads(told[-1])
     return found
 
@@ -67,7 +67,7 @@ def test_linux_runs_on_both_hosts_as_one_machine(
         host.start(
             [
                 *("/tmp/vm_node", str(index), addresses, "0,1", "192", "/tmp/image"),
-                *("/tmp/guest.cpio", f"{command_line} WORK={work}", HIDE, "shared"),
+                *("/tmp/guest.cpio", f"{command_line} WORK={work}", HIDE, "--tsc=shared"),
             ]
         )
         for index, host in enumerate(bed.hosts)
@@ -76,7 +76,8 @@ def test_linux_runs_on_both_hosts_as_one_machine(
 
     console = ended[0].stdout
     for index, node in enumerate(ended):
-        assert f"[n{index}] ended: PowerOff" in node.stderr, console[-6000:]
+        assert node.status == 0, f"{console[-6000:]}\n{node.stderr[-3000:]}"
+        assert re.search(rf"^\[n{index} [\d.]+\] ended: PowerOff$", node.stderr, re.MULTILINE)
     said = [line.strip() for line in console.splitlines()]
     count = WORK[0] * WORK[2]
     for line in (

@@ -63,9 +63,9 @@ def test_linux_uses_its_devices_and_reboots(host: Host, tmp_path: Path) -> None:
     guest = host.start(
         [
             *(program, "0", "unix:/tmp/node", "0", "256", "/tmp/image", "/tmp/guest.cpio"),
-            *(f"{CMDLINE} tsc_early_khz={khz} lpj={4 * khz}", HIDE, "shared"),
-            *("disk:vol0:0:/tmp/disk", "cdrom:vol1:0:/tmp/read-only", "net:net0:0:tap0:2"),
-            *("console:con0:0", "rng:rng0:0"),
+            *(f"{CMDLINE} tsc_early_khz={khz} lpj={4 * khz}", HIDE, "--tsc=shared"),
+            *("--virtio=disk:vol0:0:/tmp/disk", "--virtio=cdrom:vol1:0:/tmp/read-only"),
+            *("--virtio=net:net0:0:tap0:2", "--virtio=console:con0:0", "--virtio=rng:rng0:0"),
         ]
     )
     ended = guest.wait(PATIENCE_S)

@@ -30,7 +30,7 @@ class Programs:
     """What runs on the hosts."""
 
     node: Path
-    """`crates/giantvm-node/examples/vm_node.rs`."""
+    """`crates/giantvm-node/examples/vm_node`."""
     guest: Path
     """The ELF file of `guests/`."""
 
