@@ -23,6 +23,10 @@ static const struct {
     {"triplefault", test_triplefault},
     {"timer", test_timer},
     {"bench", test_bench},
+    {"matrix", test_matrix},
+    {"sort", test_sort},
+    {"pages", test_pages},
+    {"many", test_many},
 };
 
 /* At CPL 3 on CPU 0. */

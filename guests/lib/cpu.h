@@ -26,7 +26,7 @@ _Static_assert(offsetof(struct tss, io_map) == 104, "SDM 3A, figure 8-11");
 struct __attribute__((aligned(CPU_BLOCK_SIZE))) cpu {
     PAGE_ALIGNED u64 counts[256]; /* interrupts taken, by vector */
 
-    PAGE_ALIGNED u64 answer_icr; /* written by others: what VECTOR_ANSWER sends */
+    PAGE_ALIGNED u64 answer_icr; /* written by others: what VECTOR_ANSWER sends, and an NMI unless it is 0 */
     u64 arrival_tsc;             /* when VECTOR_STAMP came last */
 
     struct work work;

@@ -66,10 +66,21 @@ end_of_interrupt: /* rax is on the stack */
     popq %rax
     iretq
 
-nmi_entry:
+nmi_entry: /* answers with the IPI in answer_icr, if there is one; NMIs have no EOI */
     pushq %rax
     COUNT VECTOR_NMI
-    popq %rax
+    cmpl $0, CPU_ANSWER_ICR(%rax)
+    je 1f
+    pushq %rcx
+    pushq %rdx
+    movq CPU_ANSWER_ICR(%rax), %rdx
+    movl %edx, %eax
+    shrq $32, %rdx
+    movl $MSR_X2APIC_ICR, %ecx
+    wrmsr
+    popq %rdx
+    popq %rcx
+1:  popq %rax
     iretq
 
 spurious_entry:
@@ -144,13 +155,17 @@ service_entry: /* the quickest first */
     iretq
 1:  cmpl $SERVICE_OFFLINE, %r8d
     je offline_entry
-    ja triple_entry
+    ja 1f
 /* Falls through to SERVICE_WAIT: no interrupt can come between the comparison and the halt. */
     cmpq %rsi, (%rdi)
-    jne 1f
+    jne 2f
     sti
     hlt
-1:  iretq
+2:  iretq
+1:  cmpl $SERVICE_PAGE_MAP, %r8d
+    jne triple_entry
+    movq %rdi, %cr3
+    iretq
 
 offline_entry:
     hlt

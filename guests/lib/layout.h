@@ -35,13 +35,16 @@
 #define SERVICE_WAIT 2    /* halts until an interrupt if the word at rdi is still rsi */
 #define SERVICE_OFFLINE 3 /* cli; hlt, for ever: only INIT ends it */
 #define SERVICE_TRIPLE 4  /* a triple fault */
+#define SERVICE_PAGE_MAP 5 /* loads CR3 with rdi */
 
 /* Ordinary vectors of the runtime and of the tests. */
 #define VECTOR_WAKE 0x40
 #define VECTOR_NAP 0x41
 #define VECTOR_TIMER 0x42
 #define VECTOR_MSI 0x50
-#define VECTOR_IPI_FIRST 0x90 /* plus the sender's id */
+#define VECTOR_ANSWERED 0x51 /* what receivers of NMIs answer with */
+#define VECTOR_IPI_FIRST 0x90 /* a share for each sender, up to VECTOR_IPI_END */
+#define VECTOR_IPI_END 0xf0
 
 #define MSR_EFER 0xc0000080
 #define MSR_APIC_BASE 0x1b

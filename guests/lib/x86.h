@@ -82,6 +82,13 @@ static inline void wait_while(const u64 *variable, u64 value)
     __asm__ volatile("int3" ::"D"(variable), "S"(value), "r"(number) : "memory");
 }
 
+/* Makes this CPU use other page tables, which must map everything that it uses now as it is mapped now. */
+static inline void use_page_map(const void *tables)
+{
+    register u64 number __asm__("r8") = SERVICE_PAGE_MAP;
+    __asm__ volatile("int3" ::"D"(tables), "r"(number) : "memory");
+}
+
 /* Never returns: SERVICE_OFFLINE or SERVICE_TRIPLE. */
 static inline _Noreturn void end_service(u32 service)
 {

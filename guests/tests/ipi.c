@@ -1,11 +1,14 @@
 /*
- * Every kind of IPI from every CPU to every CPU. A sender waits until its receivers have counted before it sends the
- * next, so a local APIC has no reason to merge two. What was taken must be what was sent, neither more nor less.
+ * Every kind of IPI from every CPU to every CPU. Each sender has vectors of its own, and sends one of each before it
+ * waits until its receivers have counted them all, so a local APIC has no reason to merge two. What was taken must be
+ * what was sent, neither more nor less. NMIs have no vector: they go one at a time, and the receiver answers each.
  *
  * kind=every|fixed|logical|lowest|multicast|anyone|broadcast|others|self|selfmsr|nmi count=10000 together=0
- * With together=1 all CPUs send at the same time, each with a vector of its own; NMIs have none, and take turns.
+ * flight=32: vectors of a sender, at most. With together=1 all CPUs send at the same time; NMIs take turns.
  */
 #include "tests.h"
+
+#define FLIGHT_MAX 32
 
 struct kind {
     const char *name;
@@ -33,12 +36,17 @@ struct PAGE_ALIGNED sent {
 };
 
 static u64 count;
+static u32 flight;
 static bool together;
 static const struct kind *kind;
 static struct sent sent[MAX_CPUS];
 static struct page_u64 nmi_lock;
 
-static u32 vector_of(u32 sender) { return kind->command == ICR_NMI ? VECTOR_NMI : VECTOR_IPI_FIRST + sender; }
+static bool is_nmi(void) { return kind->command == ICR_NMI; }
+
+/* A sender's vectors: the first, and how many. */
+static u32 first_vector_of(u32 sender) { return is_nmi() ? VECTOR_NMI : VECTOR_IPI_FIRST + sender * flight; }
+static u32 vectors(void) { return is_nmi() ? 1 : flight; }
 
 /* CPUs with a bit in the logical ids of the first cluster. */
 static u32 cluster_size(void) { return cpu_count() < 16 ? cpu_count() : 16; }
@@ -83,35 +91,69 @@ static void send_one(u32 destination, u32 vector)
         ipi_send(destination, kind->command | vector);
 }
 
-static u64 taken_by_all(u32 set, u32 vector)
+/* What a CPU has taken of all vectors of a sender. */
+static u64 taken_by(u32 cpu, u32 sender)
+{
+    u64 sum = 0;
+    for (u32 i = 0; i < vectors(); i++)
+        sum += count_of(cpu, first_vector_of(sender) + i);
+    return sum;
+}
+
+static u64 taken_by_all(u32 set, u32 sender)
 {
     u64 sum = 0;
     for (u32 cpu = 0; cpu < cpu_count(); cpu++)
         if (set >> cpu & 1)
-            sum += count_of(cpu, vector);
+            sum += taken_by(cpu, sender);
     return sum;
 }
 
 /* Waits until so many have been taken; more than that were doubled. */
-static void await(u32 set, u32 vector, u64 wanted)
+static void await(u32 set, u32 sender, u64 wanted)
 {
     u64 taken;
-    for (u32 turns = 0; (taken = taken_by_all(set, vector)) < wanted;)
+    for (u32 turns = 0; (taken = taken_by_all(set, sender)) < wanted;)
         relax(&turns);
-    check(taken == wanted, "ipi: kind=%s vector 0x%x was taken %lu times by CPUs 0x%x; %lu were sent", kind->name, vector,
+    check(taken == wanted, "ipi: kind=%s from CPU %u was taken %lu times by CPUs 0x%x; %lu were sent", kind->name, sender,
           taken, set, wanted);
+}
+
+/* Sends `count` times to a set of CPUs, as many at a time as there are vectors. */
+static void send_batches(u32 sender, u32 destination, u32 set)
+{
+    u64 base = taken_by_all(set, sender), each = kind->to == ANYONE ? 1 : bits_set(set);
+    for (u64 n = 0; n < count;) {
+        u64 batch = count - n < vectors() ? count - n : vectors();
+        for (u32 i = 0; i < batch; i++)
+            send_one(destination, first_vector_of(sender) + i);
+        n += batch;
+        await(set, sender, base + n * each);
+    }
+}
+
+/* Sends `count` NMIs to one CPU, which answers each: so nobody looks at a page that another writes. */
+static void send_nmis(u32 sender, u32 destination)
+{
+    const u64 *answers = &cpus[sender].counts[VECTOR_ANSWERED];
+    store(&cpus[destination].answer_icr, (u64)sender << 32 | ICR_ASSERT | VECTOR_ANSWERED);
+    for (u64 n = 0; n < count; n++) {
+        u64 before = load(answers);
+        ipi_send(destination, ICR_NMI);
+        for (u64 turns = 0; load(answers) == before; turns++)
+            turns < TURNS_UNTIL_NAP ? pause() : wait_while(answers, before);
+    }
+    store(&cpus[destination].answer_icr, 0);
 }
 
 /* Sends `count` times to one destination. */
 static void send_to(u32 sender, u32 destination)
 {
-    u32 set = receivers(sender, destination), vector = vector_of(sender);
-    u64 base = taken_by_all(set, vector);
-    u64 each = kind->to == ANYONE ? 1 : bits_set(set);
-    for (u64 n = 1; n <= count && set; n++) {
-        send_one(destination, vector);
-        await(set, vector, base + n * each);
-    }
+    u32 set = receivers(sender, destination);
+    if (set && is_nmi())
+        send_nmis(sender, destination);
+    else if (set)
+        send_batches(sender, destination, set);
     for (u32 cpu = 0; cpu < cpu_count(); cpu++)
         if (kind->to != ANYONE && (set >> cpu & 1))
             sent[sender].to[cpu] += count;
@@ -123,7 +165,7 @@ static void send_all(void *unused)
 {
     (void)unused;
     u32 sender = this_cpu()->id;
-    bool turns = together && vector_of(sender) == VECTOR_NMI;
+    bool turns = together && is_nmi();
     if (turns)
         spin_lock(&nmi_lock.value);
     for (u32 i = 0; i < (kind->to == EACH ? cpu_count() : 1); i++)
@@ -135,12 +177,12 @@ static void send_all(void *unused)
 /* Compares what was taken since `before` with what was sent; what a late doubling adds shows here too. */
 static void compare(u64 before[MAX_CPUS][MAX_CPUS])
 {
-    u32 senders = kind->command == ICR_NMI ? 1 : cpu_count(); /* NMIs don't tell who sent them */
+    u32 senders = is_nmi() ? 1 : cpu_count(); /* NMIs don't tell who sent them */
     u64 total = 0, wanted_total = 0;
     for (u32 sender = 0; sender < senders; sender++) {
         u64 taken_from = 0, anyone = sent[sender].to_anyone;
         for (u32 cpu = 0; cpu < cpu_count(); cpu++) {
-            u64 taken = count_of(cpu, vector_of(sender)) - before[sender][cpu], wanted = sent[sender].to[cpu];
+            u64 taken = taken_by(cpu, sender) - before[sender][cpu], wanted = sent[sender].to[cpu];
             for (u32 other = 1; senders == 1 && other < cpu_count(); other++)
                 wanted += sent[other].to[cpu];
             taken_from += taken;
@@ -162,7 +204,7 @@ static void run_kind(void)
     for (u32 sender = 0; sender < cpu_count(); sender++) {
         memset(&sent[sender], 0, sizeof sent[sender]);
         for (u32 cpu = 0; cpu < cpu_count(); cpu++)
-            before[sender][cpu] = count_of(cpu, vector_of(sender));
+            before[sender][cpu] = taken_by(cpu, sender);
     }
     u64 start = rdtsc();
     if (together) {
@@ -180,6 +222,10 @@ void test_ipi(void)
     const char *name = config_text("kind", "every");
     bool known = same(name, "every");
     count = config_number("count", 10000);
+    flight = (u32)config_number("flight", FLIGHT_MAX);
+    if (flight > (VECTOR_IPI_END - VECTOR_IPI_FIRST) / cpu_count())
+        flight = (VECTOR_IPI_END - VECTOR_IPI_FIRST) / cpu_count();
+    check(flight, "ipi: flight=0: nothing would be sent");
     together = config_number("together", 0);
     for (u32 i = 0; i < LENGTH(kinds); i++) {
         if (!same(name, "every") && !same(name, kinds[i].name))

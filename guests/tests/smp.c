@@ -1,4 +1,7 @@
-/* All CPUs start: their ids, the vectors of their SIPIs, and one sum over memory that each of them wrote a part of. */
+/*
+ * All CPUs start: their ids, the vectors of their SIPIs, and one sum over memory that each of them wrote a part of.
+ * rounds=1: how often they write it; the others follow when all CPUs were started again.
+ */
 #include "tests.h"
 
 #define WORDS_PER_PAGE (PAGE_SIZE / sizeof(u32))
@@ -20,7 +23,12 @@ void test_smp(void)
     u32 count = cpu_count();
     pages = heap_pages(count);
     u32 *shared = heap_pages(1);
-    run_on_all(fill, shared);
+    u64 rounds = config_number("rounds", 1);
+    for (u64 round = 0; round < rounds; round++) {
+        for (u32 cpu = 1; round && cpu < count; cpu++)
+            cpu_start(cpu, first_vector(cpu));
+        run_on_all(fill, shared);
+    }
 
     for (u32 cpu = 0; cpu < count; cpu++) {
         check(cpus[cpu].id == cpu, "CPU %u says that its id is %u", cpu, cpus[cpu].id);

@@ -26,3 +26,7 @@ void test_reset(void);
 void test_triplefault(void);
 void test_timer(void);
 void test_bench(void);
+void test_matrix(void);
+void test_sort(void);
+void test_pages(void);
+void test_many(void);

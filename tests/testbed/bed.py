@@ -19,7 +19,8 @@ _HOSTS_MAX: Final = 100
 
 class Testbed:
     """`hosts` hosts, named h0, h1, ... with the addresses 10.0.0.1, 10.0.0.2, ..., for a `with`
-    block. They end with it, or with the thread that started them.
+    block. They end with it, or with the thread that started them. With `apart_s`, each starts so
+    long after the one before.
     """
 
     __test__ = False  # not a class of tests
@@ -30,6 +31,7 @@ class Testbed:
         *,
         memory_mib: int = 1024,
         append: str = "",
+        apart_s: float = 0.0,
         logs: Path | None = None,
     ) -> None:
         if not 1 <= hosts <= _HOSTS_MAX:
@@ -37,6 +39,7 @@ class Testbed:
         self._count = hosts
         self._memory_mib = memory_mib
         self._append = append
+        self._apart_s = apart_s
         self.logs = logs or directory() / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         """Per host: `.console` (its kernel), `.commands` (what was run there), `.qemu`."""
         self.hosts: list[Host] = []
@@ -60,6 +63,8 @@ class Testbed:
         begin = time.monotonic()
         try:
             for index in range(self._count):
+                if index:
+                    time.sleep(self._apart_s)
                 self.hosts.append(Host(setting, index))
             for host in self.hosts:
                 host.ready()

@@ -1,0 +1,149 @@
+"""The bare-metal guests over two hosts with kernels of their own: they say what they say here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from guest_nodes import EXIT_LOST, GuestRun, built
+from testbed import MissingError, Testbed
+from testbed.channel import Process
+from testbed.guest_run import Programs, told
+
+HOSTS_S = 900.0
+"""Far more than any guest takes on such hosts."""
+PORT = 7100
+APART_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def programs() -> Programs:
+    return built()
+
+
+@pytest.fixture(scope="module")
+def hosts(programs: Programs) -> Iterator[Testbed]:
+    """Two hosts whose clocks began seconds apart."""
+    try:
+        bed = Testbed(2, memory_mib=768, apart_s=APART_S).__enter__()
+    except MissingError as error:
+        pytest.skip(str(error))
+    try:
+        install(bed, programs)
+        yield bed
+    finally:
+        bed.__exit__(None, None, None)
+
+
+def install(bed: Testbed, programs: Programs) -> None:
+    for host in bed.hosts:
+        for name, file in programs.files().items():
+            host.copy_in(file, f"/tmp/{name}")
+
+
+def start(bed: Testbed, places: str, test: str, *, timeout_ms: int = 20_000) -> list[Process]:
+    """Begins the guest; the process of each node."""
+    addresses = ",".join(f"10.0.0.{index + 1}:{PORT}" for index in range(len(bed.hosts)))
+    options = [
+        f"--device={len(bed.hosts) - 1}",
+        "--tsc=shared",
+        f"--heartbeat-ms={timeout_ms // 10}",
+        f"--timeout-ms={timeout_ms}",
+    ]
+    return [
+        host.start(
+            [
+                *("/tmp/vm_node", str(index), addresses, places, "64", "/tmp/guest.elf", "-"),
+                *(test, *options),
+            ]
+        )
+        for index, host in reversed(list(enumerate(bed.hosts)))
+    ][::-1]
+
+
+def said_there(bed: Testbed, places: str, test: str) -> str:
+    """What the guest says on the hosts."""
+    nodes = start(bed, places, test)
+    statuses = [node.wait(HOSTS_S).status for node in nodes]
+    logs = "\n".join(node.stderr[-3000:] for node in nodes)
+    assert statuses == [0] * len(nodes), f"{nodes[0].stdout}\n{logs}\nlogs: {bed.logs}"
+    return told(nodes[0].stdout)
+
+
+TESTS = [
+    "test=smp rounds=3",
+    "test=ipi count=20",
+    "test=locks count=20",
+    "test=io count=10",
+    "test=level count=5",
+    "test=msi count=10",
+    "test=hotplug rounds=4",
+    "test=reset",
+    "test=timer count=5",
+    "test=matrix n=32",
+    "test=sort count=2000",
+    "test=many count=20",
+    "test=litmus count=10",
+    "test=tsc count=2000",
+]
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("test", TESTS)
+def test_guest_says_the_same_on_two_hosts(hosts: Testbed, programs: Programs, test: str) -> None:
+    """With one CPU on each; the hosts were started seconds apart."""
+    with GuestRun(programs, [0, 1], test) as here:
+        expected = here.passed()
+    assert said_there(hosts, "0,1", test) == expected
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(
+    ("places", "test"),
+    [
+        ("0,1", "test=ipi count=10000"),
+        ("0,1", "test=tsc count=100000"),
+        ("0,1", "test=litmus count=200 faults=1"),
+        ("0,1", "test=many count=500"),
+        ("0,0,1", "test=smp rounds=10"),
+        ("0,0,1", "test=ipi count=50"),
+        ("1,0", "test=io count=50"),
+    ],
+)
+def test_larger_counts_on_two_hosts(
+    hosts: Testbed, programs: Programs, places: str, test: str
+) -> None:
+    with GuestRun(programs, [int(node) for node in places.split(",")], test) as here:
+        expected = here.passed()
+    assert said_there(hosts, places, test) == expected
+
+
+LOST = re.compile(r"\[n0 [\d.]+\] ended: Lost \{ reason: \"node n1 is lost: .+\" \}")
+
+
+def host_lost(bed: Testbed, *, killed: bool) -> None:
+    nodes = start(bed, "0,1", "test=locks count=1000000", timeout_ms=6000)
+    nodes[0].wait_for("# guest:", timeout_s=HOSTS_S)
+    if killed:
+        bed.hosts[1].kill()
+    else:
+        bed.hosts[1].cut()
+    ended = nodes[0].wait(HOSTS_S)
+    assert ended.status == EXIT_LOST, ended.stderr
+    assert LOST.search(ended.stderr), ended.stderr
+    if not killed:
+        out = nodes[1].wait(HOSTS_S)
+        assert out.status == EXIT_LOST, out.stderr
+        assert 'ended: Lost { reason: "node n0 is lost: this node can' in out.stderr, out.stderr
+
+
+@pytest.mark.timeout(1800)
+def test_host_cut_off_and_host_killed(programs: Programs) -> None:
+    with Testbed(2, memory_mib=768) as bed:
+        install(bed, programs)
+        host_lost(bed, killed=False)
+        bed.hosts[1].join()
+        host_lost(bed, killed=True)
