@@ -39,6 +39,7 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.timeout(2 * PATIENCE_S)
 def test_linux_uses_its_devices_and_reboots(host: Host, tmp_path: Path) -> None:
     mke2fs = find("mke2fs")
     if mke2fs is None:
