@@ -2,7 +2,7 @@
 //!
 //! Such a page is poisoned ([`RegionMemory::poison`](super::RegionMemory::poison)), so the kernel
 //! sends `SIGBUS`. The handler here says on stderr what was lost, in one line, and ends the process
-//! with [`EXIT_MEMORY_LOST`]; unless the thread has said that it goes on
+//! with [`EXIT_MEMORY_LOST`]; unless the thread was told of the loss
 //! ([`survive_lost_memory`]). Every other `SIGBUS` goes where it went before.
 //!
 //! The handler may interrupt any code: it takes no lock and allocates nothing. What it reads is
@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::PAGE_SIZE;
 
@@ -34,15 +34,24 @@ const LINE_BYTES_MAX: usize = 1024;
 const STDERR_WAIT_MS: libc::c_int = 1000;
 
 thread_local! {
-    /// Whether this thread goes on when it touches lost memory.
-    static SURVIVES: Cell<bool> = const { Cell::new(false) };
+    /// What tells this thread of a loss that it is to go on after; null for none. Never freed.
+    static TOLD: Cell<*const AtomicBool> = const { Cell::new(ptr::null()) };
 }
 
-/// From now on this thread goes on when it touches memory that was lost: it finds zeros there, and what it
-/// writes goes nowhere. For a thread that learns of the loss before the memory is lost, and looks for that
-/// between what it reads and what it does with it.
-pub fn survive_lost_memory() {
-    SURVIVES.set(true);
+/// From now on, once `told` is set, this thread goes on when it touches memory that was lost: it finds zeros
+/// there, and what it writes goes nowhere. For a thread that is told before its memory is lost, and looks
+/// between what it reads and what it does with it. Before it is told, lost memory ends the process: the
+/// region may live on, for others.
+///
+/// `told` stays in memory as long as the process.
+pub fn survive_lost_memory(told: Arc<AtomicBool>) {
+    TOLD.set(Arc::into_raw(told));
+}
+
+/// Whether this thread goes on. Called by the handler.
+fn survives() -> bool {
+    // SAFETY: null, or from `Arc::into_raw`, with the count that nobody gives back.
+    unsafe { TOLD.get().as_ref() }.is_some_and(|told| told.load(Ordering::SeqCst))
 }
 
 /// Why a region can't be registered.
@@ -218,7 +227,7 @@ extern "C" fn on_sigbus(
             // it points to is never changed or freed.
             let notice = unsafe { slot.notice.load(Ordering::Acquire).as_ref() };
             if let Some(notice) = notice.filter(|notice| notice.addresses.contains(&address)) {
-                if SURVIVES.get() && replace_page(address) {
+                if survives() && replace_page(address) {
                     return;
                 }
                 end_process(notice, address);

@@ -3,7 +3,8 @@
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use dsm_core::pages::RegionMemory;
 use dsm_core::pages::sigbus::{
@@ -84,18 +85,18 @@ fn reading_lost_memory_ends_the_process_with_one_line() {
 }
 
 #[test]
-fn a_thread_that_survives_finds_zeros_and_the_others_do_not() {
+fn a_thread_that_was_told_finds_zeros_and_the_others_do_not() {
     if small().is_none() {
         return;
     }
-    let name = "lost::a_thread_that_survives_finds_zeros_and_the_others_do_not";
+    let name = "lost::a_thread_that_was_told_finds_zeros_and_the_others_do_not";
     let outcome = own_process(name, || {
         let memory = small().unwrap();
         let _lost = lose(&memory);
         let at = address(&memory, 2);
         let survivor = std::thread::scope(|scope| {
             let survivor = scope.spawn(|| {
-                survive_lost_memory();
+                survive_lost_memory(Arc::new(AtomicBool::new(true)));
                 let first = load(at + 8);
                 store(at, 1);
                 (first, load(at))
@@ -103,6 +104,8 @@ fn a_thread_that_survives_finds_zeros_and_the_others_do_not() {
             survivor.join().unwrap()
         });
         assert_eq!(survivor, (0, 1));
+        // One that was not told of the loss, as where memory is full and the region lives on.
+        survive_lost_memory(Arc::new(AtomicBool::new(false)));
         load(address(&memory, 3));
     });
     if let Some(output) = outcome {

@@ -1,6 +1,7 @@
 //! A virtual machine, as programs use it.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
@@ -194,6 +195,7 @@ impl Vm {
         let hub = Arc::new(Hub::new(id(me)?, id(spec.platform_home)?, checked.node_of, post));
         let clock = Arc::new(Clock::new());
         let (events, received) = mpsc::channel();
+        let lost = Arc::new(AtomicBool::new(false));
         let parts = Parts {
             spec: &spec,
             me,
@@ -209,14 +211,23 @@ impl Vm {
                 name: &name,
                 ram: &ram,
                 hub: &hub,
+                lost: &lost,
                 consoles: &options.consoles,
             },
         };
         let (bus, console, virtio) = platform::build(parts)?;
         let slots = Arc::new(Slots::new(spec.vcpus_of(me)));
         let profile = options.profile.then(|| Profile::new(checked.layout));
-        let core =
-            Arc::new(Core { hub, bus, virtio, slots, clock, events: events.clone(), profile });
+        let core = Arc::new(Core {
+            hub,
+            bus,
+            virtio,
+            lost,
+            slots,
+            clock,
+            events: events.clone(),
+            profile,
+        });
         if core.profile.is_some() {
             observe(&region, &core);
         }
@@ -290,6 +301,7 @@ impl Vm {
         const OUT: Duration = Duration::from_millis(200);
         let core = Arc::clone(&self.core);
         self.node.set_stop_vm(Some(Arc::new(move |lost| {
+            core.lost.store(true, Ordering::SeqCst);
             core.virtio.halt();
             if let Some(machine) = core.hub.machine() {
                 machine.pause();

@@ -1,6 +1,7 @@
 //! What the vCPUs of a node, and the other nodes, ask for.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
 
 use dsm_core::types::NodeId;
@@ -41,6 +42,8 @@ pub(super) struct Core {
     pub(super) bus: Bus,
     /// The virtio devices of this node.
     pub(super) virtio: Virtio,
+    /// Set before the guest's memory is lost with a node.
+    pub(super) lost: Arc<AtomicBool>,
     pub(super) slots: Arc<Slots>,
     pub(super) clock: Arc<Clock>,
     pub(super) events: Sender<Event>,

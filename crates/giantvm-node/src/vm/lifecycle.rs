@@ -165,7 +165,7 @@ impl Lifecycle {
     /// Serves until the handle is gone.
     pub(super) fn run(mut self) {
         // Loading the guest may wait for a page of a node that is lost.
-        survive_lost_memory();
+        survive_lost_memory(Arc::clone(&self.core.lost));
         if let Some(Some(join)) = self.joins.get(self.me.index()) {
             self.core.hub.post.broadcast(&VmMessage::Join(join.clone()));
         }

@@ -7,6 +7,7 @@
 mod spec;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use dsm_core::pages::sigbus::survive_lost_memory;
@@ -82,6 +83,8 @@ pub(super) struct Host<'a> {
     pub(super) name: &'a str,
     pub(super) ram: &'a Ram,
     pub(super) hub: &'a Arc<Hub>,
+    /// Set before the guest's memory is lost with a node.
+    pub(super) lost: &'a Arc<AtomicBool>,
     /// Where the output of this node's consoles goes.
     pub(super) consoles: &'a [(String, ConsoleSink)],
 }
@@ -230,7 +233,8 @@ fn open(
     let hub = Arc::clone(host.hub);
     let sink = Arc::new(move |message: Message| hub.message(message));
     // A thread that waits for a page when a node is lost ends as an error of its device, not of this process.
-    let begin: Begin = Arc::new(survive_lost_memory);
+    let lost = Arc::clone(host.lost);
+    let begin: Begin = Arc::new(move || survive_lost_memory(Arc::clone(&lost)));
     let device = VirtioPci::new(model, address, memory, sink, &begin);
     let device = device.map_err(|error| error.to_string())?;
     let device = Arc::new(device);
