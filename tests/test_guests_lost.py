@@ -29,7 +29,6 @@ GUESTS: Final = {
     "locks": "count=1000000",
     "io": "count=1000000",
     "litmus": "count=1000000",
-    "level": "count=1000000",
     "msi": "count=1000000",
     "tsc": "count=1000000",
     "hotplug": "rounds=1000000",

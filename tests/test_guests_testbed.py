@@ -77,7 +77,6 @@ TESTS = [
     "test=ipi count=20",
     "test=locks count=20",
     "test=io count=10",
-    "test=level count=5",
     "test=msi count=10",
     "test=hotplug rounds=4",
     "test=reset",
@@ -97,6 +96,20 @@ def test_guest_says_the_same_on_two_hosts(hosts: Testbed, programs: Programs, te
     with GuestRun(programs, [0, 1], test) as here:
         expected = here.passed()
     assert said_there(hosts, "0,1", test) == expected
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("places", ["0,1", "1,0", "0,1,1"])
+def test_level_triggered_interrupts_over_hosts(hosts: Testbed, places: str) -> None:
+    """The device is on the second host, the IOAPIC on the first, and each CPU ends interrupts."""
+    count = 10
+    told = said_there(hosts, places, f"test=level count={count}")
+    cpus = places.count(",") + 1
+    for cpu in range(cpus):
+        for again in (0, 2):
+            taken = count * (1 + again)
+            assert f"level: cpu={cpu} count={count} again={again} taken={taken}" in told
+    assert f"level: lines={2 * count * cpus}" in told
 
 
 @pytest.mark.long
@@ -125,7 +138,7 @@ LOST = re.compile(r"\[n0 [\d.]+\] ended: Lost \{ reason: \"node n1 is lost: .+\"
 
 
 def host_lost(bed: Testbed, *, killed: bool) -> None:
-    nodes = start(bed, "0,1", "test=locks count=1000000", timeout_ms=6000)
+    nodes = start(bed, "0,1", "test=level count=1000000", timeout_ms=6000)
     nodes[0].wait_for("# guest:", timeout_s=HOSTS_S)
     if killed:
         bed.hosts[1].kill()
