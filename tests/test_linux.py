@@ -17,7 +17,7 @@ PORT = 7300
 BYTES = 131072
 # CPUs, loops, increments, forks, turns of the token, bytes.
 WORK = (2, 1_000_000, 1000, 5, 20, BYTES)
-BAD = re.compile(r".*(unstable|soft lockup|rcu.*stall|Kernel panic|BUG:|Oops|FAILED).*")
+BAD = re.compile(r".*(unstable|soft lockup|detected stall|Kernel panic|BUG:|Oops|FAILED).*")
 
 
 def checksum(cpus: int, size: int) -> int:
