@@ -26,8 +26,11 @@ const PERIOD_EARLY: Duration = Duration::from_millis(5);
 const PERIOD: Duration = Duration::from_millis(20);
 /// How long the rates are not known well.
 const EARLY_S: f64 = 60.0;
+/// Where all hosts' counters run from one source: their rates are the same, and nothing is to be learned.
+const PERIOD_SHARED: Duration = Duration::from_millis(500);
 /// Longest time between two looks at the clock: one period, and a thread that is late.
 const STEP_MS_MAX: u32 = 40;
+const STEP_MS_MAX_SHARED: u32 = 1000;
 /// From one probe of the other nodes to the next.
 const PROBE_S: f64 = 1.0;
 /// How long node 0's clock may stay unknown before the machine is not to be had.
@@ -52,6 +55,8 @@ pub(super) enum Deed {
 /// The clock of one host.
 pub(super) struct Keeper {
     config: DisciplineConfig,
+    /// All hosts' counters run from one source.
+    shared: bool,
     reference: Mapping,
     first: NodeId,
     estimator: Estimator,
@@ -101,8 +106,9 @@ impl Keeper {
                 host_khz,
                 guest_khz,
                 scaler: agreement.scaler,
-                step_ms_max: STEP_MS_MAX,
+                step_ms_max: if agreement.shared { STEP_MS_MAX_SHARED } else { STEP_MS_MAX },
             },
+            shared: agreement.shared,
             reference: agreement.reference,
             first,
             estimator: Estimator::new(config).map_err(|error| error.to_string())?,
@@ -163,7 +169,12 @@ impl Keeper {
             self.probed = now;
             deeds.extend(self.others.keys().copied().map(Deed::Ask));
         }
-        (deeds, if age_s < EARLY_S { PERIOD_EARLY } else { PERIOD })
+        let period = match self.shared {
+            true => PERIOD_SHARED,
+            false if age_s < EARLY_S => PERIOD_EARLY,
+            false => PERIOD,
+        };
+        (deeds, period)
     }
 
     /// What is known at `now`, once the clock is set.
@@ -259,13 +270,17 @@ mod tests {
 
     impl World {
         fn new(ppm: f64, scales: bool, others: &[NodeId]) -> Self {
+            Self::of(TscSource::Hosts, ppm, scales, others)
+        }
+
+        fn of(source: TscSource, ppm: f64, scales: bool, others: &[NodeId]) -> Self {
             let parts = ScalerParts { fraction_bits: 48, tolerance_ppm: 250 };
             let scaler = scales.then_some(parts);
             let clock = |host| HostClock { host, tsc_khz: KHZ, scaler, begin: 0 };
             let clocks = [clock(1), clock(2)];
             let clocks: Vec<&HostClock> = clocks.iter().collect();
             let (first, me) = (NodeId::new(0).unwrap(), NodeId::new(1).unwrap());
-            let agreement = Agreement::new(&clocks, TscSource::Hosts, me).unwrap();
+            let agreement = Agreement::new(&clocks, source, me).unwrap();
             assert!(matches!(agreement.role, Role::Leader { .. }));
             let began = here(ppm, 0);
             let keeper = Keeper::new(&agreement, me, first, others, began).unwrap();
@@ -355,6 +370,18 @@ mod tests {
         assert_eq!(world.carry_out(vec![Deed::Ask(other)]), None);
         assert_eq!(world.run(10), None);
         assert!(world.mapping.is_some());
+    }
+
+    /// Its exchanges would cost an emulated host most of its time.
+    #[test]
+    fn a_clock_of_one_source_is_looked_at_seldom_and_stays() {
+        let mut world = World::of(TscSource::Shared, 0.0, false, &[]);
+        assert_eq!(world.carry_out(world.keeper.begin()), None);
+        assert_eq!(world.run(1), None);
+        let (_, wait) = world.keeper.tick(here(0.0, world.now));
+        assert_eq!(wait, PERIOD_SHARED);
+        assert_eq!(world.run(600), None);
+        assert!(world.ahead().unsigned_abs() <= WAY / 2, "{} ticks", world.ahead());
     }
 
     #[test]
