@@ -2,9 +2,10 @@
 
 Places are the nodes of the guest's CPUs.
 
-`level` is left to hosts with hardware-style KVM (test_guests_testbed.py). Its handler runs C at
-CPL 0, which a software KVM emulates, and there an instruction is repeated now and then: a trace of
-one CPU's exits has the handler's store twice, with nothing in between.
+How often level-triggered interrupts come exactly is left to hosts in the testbed
+(test_guests_testbed.py). A KVM without VMX and SVM may end an interrupt when it delivers it: in the
+handler, the local APIC's in-service bit is clear, and KVM_EXIT_IOAPIC_EOI sometimes comes before
+the handler's write that lowers the line.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ TESTS = [
     "test=ipi count=200 together=1",
     "test=locks count=500",
     "test=io count=100",
+    "test=level count=50 exact=0",
     "test=msi count=100",
     "test=tsc count=5000",
     "test=tsc count=500 by=memory",
@@ -64,7 +66,10 @@ def test_guest_says_the_same_on_one_two_and_three_nodes(programs: Programs, test
         (3, [2, 0, 2, 0]),  # a node without CPUs
     ],
 )
-@pytest.mark.parametrize("test", ["test=smp", "test=ipi count=50", "test=locks count=200"])
+@pytest.mark.parametrize(
+    "test",
+    ["test=smp", "test=ipi count=50", "test=locks count=200", "test=level count=20 exact=0"],
+)
 def test_unequal_placements(
     programs: Programs, nodes: int, places: Sequence[int], test: str
 ) -> None:
@@ -156,6 +161,7 @@ def test_reads_of_another_nodes_pages_are_read_requests(programs: Programs) -> N
     [
         "test=locks count=5000",
         "test=io count=1000",
+        "test=level count=1000 exact=0",
         "test=msi count=3000",
         "test=tsc count=100000",
         "test=tsc count=100000 by=memory",

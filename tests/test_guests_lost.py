@@ -29,6 +29,7 @@ GUESTS: Final = {
     "locks": "count=1000000",
     "io": "count=1000000",
     "litmus": "count=1000000",
+    "level": "count=1000000 exact=0",
     "msi": "count=1000000",
     "tsc": "count=1000000",
     "hotplug": "rounds=1000000",

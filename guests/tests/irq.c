@@ -1,4 +1,9 @@
-/* Interrupts from the test device: level-triggered ones through the IOAPIC, and MSIs. count=100: times to each CPU. */
+/*
+ * Interrupts from the test device: level-triggered ones through the IOAPIC, and MSIs. count=100: times to each CPU.
+ *
+ * exact=1 (level only): each time the line is high, one interrupt comes, and no more. With 0 more may come, for hosts
+ * whose local APIC ends an interrupt when it delivers it: there the line is still high at its end now and then.
+ */
 #include "tests.h"
 
 #define IOAPIC_SELECT 0xfec00000UL
@@ -11,6 +16,8 @@
 /* What the handler reads and writes, each on a page of its own: the line's CPU changes with every target. */
 static struct page_u64 ignored; /* how many interrupts the handler shall leave raised */
 static struct page_u64 lowered; /* how often it has lowered the line */
+static u32 lines_before; /* how often the line had been raised before the test */
+static bool exact;
 
 static void ioapic_write(u32 index, u32 value)
 {
@@ -29,6 +36,8 @@ static void await_eoi(u32 pin)
 /* At CPL 0. Lowers the line, unless it shall be seen again after the EOI. */
 static void lower_line(void)
 {
+    if (!exact && device_read(DEVICE_LINES) - lines_before == (u32)lowered.value)
+        return; /* it is low: the last interrupt, once more */
     if (ignored.value) {
         ignored.value--;
         return;
@@ -53,23 +62,29 @@ static void raise_to(u32 cpu, u32 pin, u64 count, u64 again)
     await_eoi(pin);
     ioapic_write(IOAPIC_ENTRY(pin), ENTRY_MASKED);
     u64 taken = count_of(cpu, VECTOR_HOOK) - before;
-    check(taken == count * (1 + again), "level: CPU %u took %lu interrupts of %lu", cpu, taken, count * (1 + again));
-    print("level: cpu=%u count=%lu again=%lu taken=%lu\n", cpu, count, again, taken);
+    u64 wanted = count * (1 + again);
+    check(exact ? taken == wanted : taken >= wanted, "level: CPU %u took %lu interrupts of %lu", cpu, taken, wanted);
+    if (exact)
+        print("level: cpu=%u count=%lu again=%lu taken=%lu\n", cpu, count, again, taken);
+    else
+        print("level: cpu=%u count=%lu again=%lu\n# level: taken=%lu\n", cpu, count, again, taken);
 }
 
 void test_level(void)
 {
     u64 count = config_number("count", 100);
-    u32 pin = (u32)config_number("pin", 20), lines = device_read(DEVICE_LINES);
+    exact = config_number("exact", 1);
+    u32 pin = (u32)config_number("pin", 20);
+    lines_before = device_read(DEVICE_LINES);
     hook.call = lower_line;
     for (u32 cpu = 0; cpu < cpu_count(); cpu++) {
         raise_to(cpu, pin, count, 0);
         raise_to(cpu, pin, count, 2);
     }
-    lines = device_read(DEVICE_LINES) - lines;
+    u32 lines = device_read(DEVICE_LINES) - lines_before;
     check(lines == 2 * count * cpu_count(), "level: the device raised its line %u times", lines);
     for (u32 cpu = 0; cpu < cpu_count(); cpu++) /* a storm or a late one would show here */
-        check(count_of(cpu, VECTOR_HOOK) == 4 * count, "level: CPU %u took %lu interrupts", cpu, count_of(cpu, VECTOR_HOOK));
+        check(!exact || count_of(cpu, VECTOR_HOOK) == 4 * count, "level: CPU %u took %lu interrupts", cpu, count_of(cpu, VECTOR_HOOK));
     print("level: lines=%u\n", lines);
 }
 
