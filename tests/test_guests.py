@@ -76,6 +76,7 @@ def test_unequal_placements(
     assert said(programs, places, test, nodes) == said(programs, [0, 0, 0, 0], test)
 
 
+@pytest.mark.timeout(600)
 def test_every_kind_of_interrupt_ten_thousand_times(programs: Programs) -> None:
     """From each CPU of two nodes to each, none lost or doubled."""
     told = said(programs, [0, 1], "test=ipi count=10000")
@@ -96,6 +97,7 @@ def test_every_kind_of_interrupt_ten_thousand_times_over_three_nodes(
     assert said(programs, THREE, test) == alone
 
 
+@pytest.mark.timeout(600)
 def test_time_never_goes_back_in_a_hundred_thousand_hops(programs: Programs) -> None:
     assert "hops=100000 violations=0" in said(programs, [0, 1], "test=tsc count=100000")
 
