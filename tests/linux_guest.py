@@ -14,7 +14,7 @@ from testbed.kernel import ROOT, fill, pack
 
 CMDLINE: Final = (
     "console=ttyS0 tsc=reliable no_timer_check nopti mitigations=off panic=-1 nowatchdog mce=off "
-    "random.trust_cpu=1 rcupdate.rcu_cpu_stall_suppress=1"
+    "random.trust_cpu=1"
 )
 
 HIDE: Final = "xsave"

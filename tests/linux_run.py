@@ -1,0 +1,163 @@
+"""Runs Debian's kernel as one machine of two CPUs over hosts of the testbed.
+
+`python -m linux_run` prints the table of docs/linux.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from linux_guest import CMDLINE, HIDE, PATIENCE_S, image, initramfs
+from testbed import Host, Testbed, TestbedError
+from testbed.channel import Process
+from testbed.guest_run import build
+
+CPUS: Final = 2
+
+BYTES: Final = 131072
+
+WORK: Final = (CPUS, 1_000_000, 1000, 5, 20, BYTES)
+"""CPUs, loops, increments, forks, turns of the token, bytes."""
+
+PLACES: Final = {"one-node": (0,), "one-host": (0, 0), "two-hosts": (0, 1)}
+"""The host of each node. CPUs are placed on nodes in turn."""
+
+_MEMORY_MIB: Final = 192
+_PORT: Final = 7300
+_SCHEDULING: Final = "isolcpus=1 rcu_nocbs=1"
+
+
+@dataclass
+class Node:
+    """How a node did."""
+
+    status: int
+    stderr: str
+
+    def stats(self) -> dict[str, Any]:
+        """What its memory did, as it told at its end."""
+        told = re.findall(r"^\[n\d+ [\d.]+\] stats: (\{.*\})$", self.stderr, re.MULTILINE)
+        found: dict[str, Any] = json.loads(told[-1])
+        return found
+
+    def powered_off(self) -> bool:
+        """Whether its machine ended as the guest wished."""
+        ended = re.search(r"^\[n\d+ [\d.]+\] ended: PowerOff$", self.stderr, re.MULTILINE)
+        return self.status == 0 and ended is not None
+
+
+@dataclass
+class Run:
+    """What came of a guest."""
+
+    console: str
+    nodes: list[Node]
+    times: dict[str, float] = field(default_factory=dict)
+    """Seconds from the start of the nodes until the console said `init` and `power off`."""
+
+
+def put(hosts: Sequence[Host], work: Path) -> None:
+    """Brings the kernel, its initramfs and the node's program to the hosts."""
+    files = [image(work), initramfs(work, "init", (), "worker"), build().node]
+    for host in hosts:
+        for source in files:
+            host.copy_in(source, f"/tmp/{source.name}")
+
+
+def run(hosts: Sequence[Host], places: Sequence[int], options: str = _SCHEDULING) -> Run:
+    """Starts a node on each of the places, and waits until the guest has switched off.
+
+    `options` are for the guest's kernel, which the node tells the rate of its counter.
+    """
+    if len(set(places)) == 1:
+        addresses = [f"unix:/tmp/linux-n{index}" for index in range(len(places))]
+    else:
+        addresses = [f"{hosts[place].address}:{_PORT}" for place in places]
+    cpus = ",".join(str(cpu % len(places)) for cpu in range(CPUS))
+    command_line = f"{CMDLINE} nokaslr {options} WORK={','.join(map(str, WORK))}"
+    start = time.monotonic()
+    nodes = [
+        hosts[place].start(
+            [
+                *("/tmp/vm_node", str(index), ",".join(addresses), cpus, str(_MEMORY_MIB)),
+                *("/tmp/image", "/tmp/guest.cpio", command_line, HIDE, "--tsc=shared"),
+            ]
+        )
+        for index, place in enumerate(places)
+    ]
+    times: dict[str, float] = {}
+    try:
+        for name, text in (("init", "init: kernel"), ("power off", "init: power off")):
+            nodes[0].wait_for(text, PATIENCE_S)
+            times[name] = time.monotonic() - start
+        ended = [node.wait(PATIENCE_S) for node in nodes]
+    finally:
+        _end(nodes)
+    return Run(ended[0].stdout, [Node(node.status, node.stderr) for node in ended], times)
+
+
+def _end(nodes: Sequence[Process]) -> None:
+    """Leaves nothing running on hosts that others use as well."""
+    for node in nodes:
+        if node.status is None:
+            node.kill()
+
+
+def row(name: str, index: int, ran: Run) -> str:
+    """One node's row of the table."""
+    told = ran.nodes[index].stats()
+    faults, counters = told["faults"], told["counters"]
+    sent, unchanged = counters["pages_sent"], counters["left_unchanged"]
+    cells = (
+        *(name, f"n{index}", f"{ran.times['init']:.0f}", f"{ran.times['power off']:.0f}"),
+        *(faults["first_touch"], faults["read"], faults["write"], faults["upgrade"]),
+        *(sent, counters["sent_without_data"], unchanged),
+    )
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+HEADER: Final = (
+    "| machine | node | init after (s) | done after (s) | first touch | read | write | upgrade "
+    "| pages sent | of these without data | came back unchanged |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the machines that are asked for, each on new hosts; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m linux_run", description=__doc__)
+    parser.add_argument("machines", nargs="*", help=f"of {', '.join(PLACES)}; all by default")
+    parser.add_argument("--options", default=_SCHEDULING, help="for the guest's kernel")
+    options = parser.parse_args(argv)
+    names = options.machines or list(PLACES)
+    if unknown := [name for name in names if name not in PLACES]:
+        parser.error(f"{', '.join(unknown)}: known are {', '.join(PLACES)}")
+    print(HEADER, flush=True)
+    for name in names:
+        places = PLACES[name]
+        try:
+            with tempfile.TemporaryDirectory() as work, Testbed(max(places) + 1) as bed:
+                put(bed.hosts, Path(work))
+                ran = run(bed.hosts, places, options.options)
+        except TestbedError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1
+        if not all(node.powered_off() for node in ran.nodes):
+            print(f"{name} did not end as it should:\n{ran.console[-4000:]}", file=sys.stderr)
+            return 1
+        for index in range(len(places)):
+            print(row(name, index, ran), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
