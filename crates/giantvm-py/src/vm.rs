@@ -134,13 +134,12 @@ fn vm_error(error: VmError) -> PyErr {
 type StateTuple = (&'static str, Option<(&'static str, Option<u32>, String)>);
 
 fn state_tuple(state: VmState) -> StateTuple {
-    match state {
-        VmState::Starting => ("starting", None),
-        VmState::Ready => ("ready", None),
-        VmState::Running => ("running", None),
-        VmState::Paused => ("paused", None),
-        VmState::Ended(outcome) => ("ended", Some(outcome_tuple(outcome))),
-    }
+    let name = state.name();
+    let outcome = match state {
+        VmState::Ended(outcome) => Some(outcome_tuple(outcome)),
+        _ => None,
+    };
+    (name, outcome)
 }
 
 fn outcome_tuple(outcome: Outcome) -> (&'static str, Option<u32>, String) {

@@ -97,9 +97,13 @@ impl Watch {
         *lock(&self.state) = state;
         self.changed.notify_all();
         if ended {
-            let calls = std::mem::take(&mut *lock(&self.on_end));
-            calls.into_iter().for_each(|call| call());
+            self.tell_end();
         }
+    }
+
+    fn tell_end(&self) {
+        let calls = std::mem::take(&mut *lock(&self.on_end));
+        calls.into_iter().for_each(|call| call());
     }
 
     /// Has `call` called when it has ended.
@@ -107,8 +111,7 @@ impl Watch {
         lock(&self.on_end).push(call);
         // Whoever ends it takes the calls after it has said so: one of the two finds this one.
         if matches!(self.get(), VmState::Ended(_)) {
-            let calls = std::mem::take(&mut *lock(&self.on_end));
-            calls.into_iter().for_each(|call| call());
+            self.tell_end();
         }
     }
 
@@ -448,6 +451,8 @@ impl Lifecycle {
             log::warn!("a vCPU or a device waits for memory that does not come");
         }
         self.core.virtio.close();
+        // Nobody reads the clock any more.
+        self.clock = None;
         self.watch.set(VmState::Ended(outcome));
     }
 }
