@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from testbed import GUEST_PACKAGE, Host, kernel
+from testbed import GUEST_PACKAGE, kernel
 from testbed.kernel import ROOT, fill, pack
 
 CMDLINE: Final = (
@@ -22,13 +21,6 @@ HIDE: Final = "xsave"
 
 PATIENCE_S: Final = 900.0
 """A boot takes a quarter of a minute on an idle machine, and minutes on a busy one."""
-
-
-def rate(host: Host) -> int:
-    """The rate of the host's time-stamp counter, in kHz: what its kernel has measured."""
-    found = re.search(r"tsc: Detected ([0-9.]+) MHz", host.run(["/bin/busybox", "dmesg"]).stdout)
-    assert found is not None
-    return int(float(found.group(1)) * 1000)
 
 
 def image(work: Path) -> Path:
