@@ -74,7 +74,7 @@ pub(super) enum Command {
     SetPace {
         region: RegionId,
         pace: Pace,
-        nudge: Option<Nudge>,
+        nudge: Option<Arc<dyn Nudge>>,
     },
     Observe {
         region: RegionId,

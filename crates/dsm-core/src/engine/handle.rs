@@ -454,7 +454,7 @@ impl Engine {
 
     /// Sets how long this node's threads take with the region's pages; [`Pace::THREADS`] at first.
     /// `nudge` is asked about threads whose pages are wanted for longer than [`Pace::nudge`].
-    pub fn set_pace(&self, region: RegionId, pace: Pace, nudge: Option<Nudge>) {
+    pub fn set_pace(&self, region: RegionId, pace: Pace, nudge: Option<Arc<dyn Nudge>>) {
         for worker in &self.workers {
             let nudge = nudge.clone();
             let _ = worker.tell(Command::SetPace { region, pace, nudge });

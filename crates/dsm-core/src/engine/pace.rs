@@ -1,15 +1,20 @@
 //! How long what threads do with their pages takes.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::types::ThreadId;
 
 use super::watch::call_ns;
 
-/// Asked on a worker's thread to find out whether a thread whose pages are wanted is idle, without
-/// waiting: one that is, goes to sleep, and then counts as quiet.
-pub type Nudge = Arc<dyn Fn(ThreadId) + Send + Sync>;
+/// Asked on a worker's thread about threads whose pages are wanted. Neither may wait.
+pub trait Nudge: Send + Sync {
+    /// Has `thread` find out whether it is idle: one that is, goes to sleep.
+    fn nudge(&self, thread: ThreadId);
+
+    /// Whether `thread` found itself idle when it was nudged last. If it sleeps, it still is, and
+    /// counts as quiet; something may have woken it.
+    fn found_idle(&self, thread: ThreadId) -> bool;
+}
 
 /// What tells that a thread has used the pages it waited for, and that it needs no more of them
 /// together: the thresholds of DESIGN.md section 4, in processor time of the thread.

@@ -48,7 +48,7 @@ pub(super) struct Shard {
     pub(super) memory: Arc<RegionMemory>,
     pub(super) protocol: Protocol,
     watch: Watch,
-    nudge: Option<Nudge>,
+    nudge: Option<Arc<dyn Nudge>>,
     observer: Option<Observer>,
     read_ahead: ReadAhead,
     waiting: HashMap<Page, (Instant, FaultKind)>,
@@ -245,7 +245,7 @@ impl Shard {
 
     /// Looks at the threads whose pages someone waits for. Says whether any is left to watch.
     /// Sets the pace of the region's threads.
-    pub(super) fn set_pace(&mut self, pace: Pace, nudge: Option<Nudge>) {
+    pub(super) fn set_pace(&mut self, pace: Pace, nudge: Option<Arc<dyn Nudge>>) {
         self.watch.set_pace(pace);
         self.nudge = nudge;
     }
@@ -268,13 +268,14 @@ impl Shard {
             }
             self.contentions += 1;
             let waits = self.protocol.is_waiting(thread);
-            let progress = self.watch.progress(thread, waits, now);
+            let idle = self.nudge.as_ref().is_some_and(|nudge| nudge.found_idle(thread));
+            let progress = self.watch.progress(thread, waits, idle, now);
             let keeps = matches!(progress, Progress::None | Progress::Ran);
             watched |= keeps;
             if let Some(nudge) = self.nudge.as_ref().filter(|_| keeps && !waits)
                 && self.watch.is_due(thread, now)
             {
-                nudge(thread);
+                nudge.nudge(thread);
             }
             self.run(&[], outgoing, |protocol, world| match progress {
                 Progress::None => {}

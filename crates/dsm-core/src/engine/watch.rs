@@ -160,7 +160,8 @@ impl Watch {
         }
     }
 
-    /// How far `thread` has come since its last fault; `waits` if it is known to wait for a page.
+    /// How far `thread` has come since its last fault; `waits` if it is known to wait for a page, `idle`
+    /// if it is known to have gone to sleep.
     ///
     /// A thread that sleeps for another reason, such as a lock, is quiet: it has used its page before.
     /// Its clock stands still between two looks, and between them the worker has read all faults, so
@@ -169,8 +170,14 @@ impl Watch {
     /// A thread that has gathered no more than the page it waited for is quiet once it has run:
     /// keeping the page longer helps nobody. Should a slow machine have it called so too early, again
     /// and again, it is given its full time now and then, so that it gathers what it needs.
-    pub(super) fn progress(&mut self, thread: ThreadId, waits: bool, now: Instant) -> Progress {
-        let progress = self.look(thread, waits, now);
+    pub(super) fn progress(
+        &mut self,
+        thread: ThreadId,
+        waits: bool,
+        idle: bool,
+        now: Instant,
+    ) -> Progress {
+        let progress = self.look(thread, waits, idle, now);
         if matches!(progress, Progress::Quiet | Progress::Gone)
             && let Some(watched) = self.threads.get(&thread)
         {
@@ -179,7 +186,7 @@ impl Watch {
         progress
     }
 
-    fn look(&mut self, thread: ThreadId, waits: bool, now: Instant) -> Progress {
+    fn look(&mut self, thread: ThreadId, waits: bool, idle: bool, now: Instant) -> Progress {
         let Some(watched) = self.threads.get_mut(&thread) else { return Progress::Quiet };
         match self.ages.look(thread, watched.stamp) {
             Seen::Ended => return Progress::Quiet,
@@ -201,7 +208,7 @@ impl Watch {
         }
         let stands = cpu_ns.is_some() && watched.looked_ns == cpu_ns;
         watched.looked_ns = cpu_ns;
-        if stands && !waits && sleeps(thread) {
+        if (stands || idle) && !waits && sleeps(thread) {
             return Progress::Quiet;
         }
         progress
@@ -303,7 +310,7 @@ mod tests {
         while thread_cpu_ns(gettid()).unwrap() - start < 2 * QUIET_NS {
             std::hint::spin_loop();
         }
-        assert_eq!(watch.progress(gettid(), false, now), Progress::Quiet);
+        assert_eq!(watch.progress(gettid(), false, false, now), Progress::Quiet);
         let later = now + Duration::from_nanos(QUIET_NS);
         assert!(watch.fault(gettid(), PAGE, 0, later).ended);
     }
@@ -314,11 +321,11 @@ mod tests {
         let now = Instant::now();
         watch.fault(gettid(), PAGE, 0, now);
         watch.read_clocks();
-        assert_eq!(watch.progress(gettid(), false, now), Progress::Quiet);
+        assert_eq!(watch.progress(gettid(), false, false, now), Progress::Quiet);
         // Reading the clock takes some time of its own, but far less than until the thread is quiet.
         watch.fault(gettid(), Page(8), 0, now);
         watch.read_clocks();
-        assert_eq!(watch.progress(gettid(), false, now), Progress::Ran);
+        assert_eq!(watch.progress(gettid(), false, false, now), Progress::Ran);
     }
 
     #[test]
@@ -360,12 +367,20 @@ mod tests {
         let now = Instant::now();
         watch.fault(id, PAGE, 0, now);
         watch.read_clocks();
-        assert_eq!(watch.progress(id, true, now), Progress::None);
-        // Asleep, but not in a fault.
-        assert_eq!(watch.progress(id, false, now), Progress::Quiet);
+        assert_eq!(watch.progress(id, true, false, now), Progress::None);
+        // Asleep, but not in a fault: known at the second look, or at the first of one that said so.
+        assert_eq!(watch.progress(id, false, false, now), Progress::Quiet);
         watch.fault(id, PAGE, 0, now);
         watch.read_clocks();
-        assert_eq!(watch.progress(id, true, now + BOUND), Progress::Quiet);
+        assert_eq!(watch.progress(id, false, true, now), Progress::Quiet);
+        // Whoever runs has been woken since.
+        watch.fault(gettid(), PAGE, 0, now);
+        watch.fault(gettid(), Page(8), 0, now);
+        watch.read_clocks();
+        assert_ne!(watch.progress(gettid(), false, true, now), Progress::Quiet);
+        watch.fault(id, PAGE, 0, now);
+        watch.read_clocks();
+        assert_eq!(watch.progress(id, true, false, now + BOUND), Progress::Quiet);
         watch.fault(id, PAGE, 0, now);
         watch.read_clocks();
         drop(stop);
@@ -373,7 +388,7 @@ mod tests {
         while thread_cpu_ns(id).is_some() {
             std::thread::yield_now();
         }
-        assert_eq!(watch.progress(id, true, now), Progress::Gone);
+        assert_eq!(watch.progress(id, true, false, now), Progress::Gone);
     }
 
     #[test]
@@ -384,10 +399,10 @@ mod tests {
         let first = one.fault(gettid(), PAGE, 0, now);
         let second = two.fault(gettid(), Page(9), 50, now);
         assert_eq!(first.since, second.since);
-        assert_eq!(one.progress(gettid(), false, now), Progress::Ran);
+        assert_eq!(one.progress(gettid(), false, false, now), Progress::Ran);
         // One finds that its time is over: so does the other.
-        assert_eq!(two.progress(gettid(), false, now + BOUND), Progress::Quiet);
-        assert_eq!(one.progress(gettid(), false, now), Progress::Quiet);
+        assert_eq!(two.progress(gettid(), false, false, now + BOUND), Progress::Quiet);
+        assert_eq!(one.progress(gettid(), false, false, now), Progress::Quiet);
     }
 
     #[test]
@@ -397,9 +412,9 @@ mod tests {
         let init = ThreadId(1);
         watch.fault(init, PAGE, 0, now);
         watch.read_clocks();
-        assert_eq!(watch.progress(init, false, now), Progress::None);
-        assert_eq!(watch.progress(init, false, now + UNKNOWN_RAN), Progress::Ran);
-        assert_eq!(watch.progress(init, false, now + 2 * UNKNOWN_RAN), Progress::Quiet);
+        assert_eq!(watch.progress(init, false, false, now), Progress::None);
+        assert_eq!(watch.progress(init, false, false, now + UNKNOWN_RAN), Progress::Ran);
+        assert_eq!(watch.progress(init, false, false, now + 2 * UNKNOWN_RAN), Progress::Quiet);
         assert_eq!(watch.expire(BOUND, now + BOUND), [init]);
     }
 }

@@ -594,7 +594,7 @@ impl Region {
     /// The region is a guest's memory, used by vCPUs: what keeps pages together for them takes
     /// longer, and nothing that moves pages may wait for a vCPU that has the processor.
     /// `nudge` finds out whether a vCPU, given by its thread, is halted.
-    pub(crate) fn serve_vcpus(&self, nudge: Nudge) {
+    pub(crate) fn serve_vcpus(&self, nudge: Arc<dyn Nudge>) {
         self.node.engine.set_pace(self.region, Pace::vcpus(), Some(nudge));
         self.node.engine.outrank();
     }

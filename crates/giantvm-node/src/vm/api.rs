@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use dsm_core::engine::Nudge;
 use dsm_core::report::chain;
 use dsm_core::transport::ReceiveHalf;
-use dsm_core::types::NodeId;
+use dsm_core::types::{NodeId, ThreadId};
 use kvm_vcpu::boot::layout::Layout;
 use kvm_vcpu::bus::{Device, Range, Unclaimed};
 use kvm_vcpu::chips::Message;
@@ -231,12 +232,7 @@ impl Vm {
         if core.profile.is_some() {
             observe(&region, &core);
         }
-        let weak = Arc::downgrade(&core.hub);
-        region.serve_vcpus(Arc::new(move |thread| {
-            if let Some(machine) = weak.upgrade().and_then(|hub| hub.machine()) {
-                machine.nudge(thread.0);
-            }
-        }));
+        region.serve_vcpus(Arc::new(Halted(Arc::downgrade(&core.hub))));
         let watch = Arc::new(Watch::new());
         let mut joins = vec![None; nodes];
         joins[me] = Some(join);
@@ -457,6 +453,22 @@ impl Drop for Vm {
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         let receivers = lock(&self.hears).take().and_then(|hears| hears.join().ok());
         self.node.keep((Arc::clone(&self.core), receivers));
+    }
+}
+
+/// Which of this node's vCPUs, known by their threads, are halted.
+struct Halted(Weak<Hub>);
+
+impl Nudge for Halted {
+    fn nudge(&self, thread: ThreadId) {
+        if let Some(machine) = self.0.upgrade().and_then(|hub| hub.machine()) {
+            machine.nudge(thread.0);
+        }
+    }
+
+    fn found_idle(&self, thread: ThreadId) -> bool {
+        let machine = self.0.upgrade().and_then(|hub| hub.machine());
+        machine.is_some_and(|machine| machine.found_halted(thread.0))
     }
 }
 

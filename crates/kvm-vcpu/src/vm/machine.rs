@@ -282,6 +282,13 @@ impl Machine {
         }
     }
 
+    /// Whether a vCPU of this node, given by its thread, was found halted at a nudge. It may have been
+    /// woken since: only if its thread sleeps, for nothing else, it still is.
+    pub fn found_halted(&self, thread: u32) -> bool {
+        let seat = self.seats.iter().find(|seat| seat.kick.is(thread));
+        seat.is_some_and(|seat| seat.halted.load(Ordering::SeqCst))
+    }
+
     /// The vCPU of this node that a thread runs.
     pub fn vcpu_of(&self, thread: u32) -> Option<VcpuId> {
         self.seats.iter().find(|seat| seat.kick.is(thread)).map(|seat| seat.vcpu)

@@ -7,6 +7,7 @@
 
 mod errors;
 mod gate;
+mod halt;
 mod kick;
 mod machine;
 mod outside;

@@ -2,13 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_VCPUEVENT_VALID_SHADOW};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vm_memory::{Bytes, GuestAddress};
 
-use super::errors::{KvmError, report};
+use super::errors::report;
 use super::gate::Order;
-use super::machine::{APIC_X2APIC, Common, MSR_APIC_BASE, Seat, lock, registers, set_mp_state};
+use super::halt::{HaltSites, revive};
+use super::machine::{APIC_X2APIC, Common, MSR_APIC_BASE, Seat, lock, registers};
 use super::outside::{Io, IoData, Stop};
 use super::private::PORT_RESET;
 use super::run_page::RunPage;
@@ -22,11 +21,19 @@ enum Next {
     Failed(String),
 }
 
+/// What a vCPU's thread remembers.
+#[derive(Default)]
+struct Seen {
+    /// The setting of the time-stamp counter that it follows.
+    tsc: u32,
+    halts: HaltSites,
+}
+
 /// Runs the guest until the machine ends.
 pub(super) fn run(common: &Common, seat: &Seat, mut fd: VcpuFd, mut page: RunPage) {
-    let mut tsc_seen = 0;
+    let mut seen = Seen::default();
     while common.gate.go() {
-        let goes_on = run_until_told(common, seat, &mut fd, &mut page, &mut tsc_seen);
+        let goes_on = run_until_told(common, seat, &mut fd, &mut page, &mut seen);
         *lock(&seat.registers) = Some(registers(&fd));
         common.gate.back();
         if !goes_on {
@@ -41,14 +48,14 @@ fn run_until_told(
     seat: &Seat,
     fd: &mut VcpuFd,
     page: &mut RunPage,
-    tsc_seen: &mut u32,
+    seen: &mut Seen,
 ) -> bool {
     while common.gate.order() == Order::Run {
-        if let Err(error) = common.tsc.look(tsc_seen, seat.vcpu, fd) {
+        if let Err(error) = common.tsc.look(&mut seen.tsc, seat.vcpu, fd) {
             common.outside.failed(seat.vcpu, report(&error));
             return false;
         }
-        match enter(common, seat, fd) {
+        match enter(common, seat, fd, &mut seen.halts) {
             Next::Enter => {}
             Next::Ports => ports(common, seat, page),
             Next::Stop(stop) => {
@@ -64,7 +71,7 @@ fn run_until_told(
     true
 }
 
-fn enter(common: &Common, seat: &Seat, fd: &mut VcpuFd) -> Next {
+fn enter(common: &Common, seat: &Seat, fd: &mut VcpuFd, halts: &mut HaltSites) -> Next {
     let exit = fd.run();
     if exit.is_ok() {
         seat.halted.store(false, Ordering::SeqCst);
@@ -113,7 +120,7 @@ fn enter(common: &Common, seat: &Seat, fd: &mut VcpuFd) -> Next {
                 if seat.halted.swap(false, Ordering::SeqCst) {
                     revive(seat, fd);
                 } else if seat.nudged.swap(false, Ordering::SeqCst) {
-                    halt_outside(common, seat, fd);
+                    halts.halt_outside(common, seat, fd);
                 }
                 return Next::Enter;
             }
@@ -129,51 +136,6 @@ fn enter(common: &Common, seat: &Seat, fd: &mut VcpuFd) -> Next {
     } else {
         Stop::Kvm { reason, registers }
     })
-}
-
-/// HLT.
-const HLT: u8 = 0xf4;
-/// Interrupts are on.
-const FLAG_IF: u64 = 1 << 9;
-
-/// If the vCPU is halted within the guest, has it wait in KVM instead, until an interrupt comes: as
-/// an exit at HLT would have it, which KVM was told not to take.
-fn halt_outside(common: &Common, seat: &Seat, fd: &VcpuFd) {
-    let is_halted = || {
-        let regs = fd.get_regs().ok()?;
-        // Without interrupts only an NMI or an INIT wakes it: rare, and left alone.
-        let before = regs.rip.checked_sub(1).filter(|_| regs.rflags & FLAG_IF != 0)?;
-        let at = fd.translate_gva(before).ok().filter(|at| at.valid != 0)?;
-        let byte: u8 = common.ram.memory().read_obj(GuestAddress(at.physical_address)).ok()?;
-        let runs = fd.get_mp_state().ok()?.mp_state == KVM_MP_STATE_RUNNABLE;
-        Some(byte == HLT && runs)
-    };
-    if is_halted() != Some(true) {
-        return;
-    }
-    // `sti; hlt`: where the shadow of the one still lies on the other, no interrupt would end this.
-    let unshadowed = fd.get_vcpu_events().and_then(|mut events| {
-        events.interrupt.shadow = 0;
-        events.flags = KVM_VCPUEVENT_VALID_SHADOW;
-        fd.set_vcpu_events(&events)
-    });
-    let halted = unshadowed
-        .map_err(KvmError::vcpu("KVM_SET_VCPU_EVENTS", seat.vcpu))
-        .and_then(|()| set_mp_state(seat.vcpu, fd, KVM_MP_STATE_HALTED));
-    match halted {
-        Ok(()) => seat.halted.store(true, Ordering::SeqCst),
-        Err(error) => log::debug!("{error}"),
-    }
-}
-
-/// Has a vCPU that waits outside of the guest go on, unless something has woken it anyway.
-fn revive(seat: &Seat, fd: &VcpuFd) {
-    let state = fd.get_mp_state().map(|state| state.mp_state);
-    if state == Ok(KVM_MP_STATE_HALTED)
-        && let Err(error) = set_mp_state(seat.vcpu, fd, KVM_MP_STATE_RUNNABLE)
-    {
-        log::debug!("{error}");
-    }
 }
 
 fn ports(common: &Common, seat: &Seat, page: &mut RunPage) {
