@@ -57,7 +57,15 @@ def test_elf_files_have_symbols_too() -> None:
     assert not symbols.code(start).startswith("0x")
 
 
-@pytest.mark.parametrize("data", [b"", b"\x7fELF", b"\x7fELF\x02\x01" + b"\xff" * 300, b"text\n"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"\x7fELF", b"\x7fELF\x02\x01" + b"\xff" * 300, b"text\n"),
+        # Of Debian's package, and what those who are not root see of kallsyms.
+        b"ffffffffffffffff B The real System.map is in the linux-image-<version>-dbg package\n",
+        b"0000000000000000 T startup_64\n0000000000000000 t module_init\t[virtio]\n",
+    ],
+)
 def test_a_file_without_symbols_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "file").write_bytes(data)
     with pytest.raises(ConfigError, match=r"has none: give the System\.map"):

@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     hot.add_argument(
         "--symbols",
         metavar="FILE",
-        help="the System.map of the guest's kernel, or an ELF file, to name places",
+        help="System.map or kallsyms of the guest's kernel, or an ELF file, to name places",
     )
     hot.add_argument(
         "--rows", type=_rows, default=20, metavar="N", help="how many places (default: 20)"

@@ -1,4 +1,4 @@
-"""Names for addresses of a guest: from a kernel's `System.map`, or an ELF file with symbols."""
+"""Names for addresses of a guest: from a kernel's `System.map` or `kallsyms`, or an ELF file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
 """Where Linux maps physical memory from 0 on for its own image (`__START_KERNEL_map`)."""
 _FAR: Final = 1 << 20
 """A symbol names no address further behind it than this."""
+_NOWHERE: Final = (0, (1 << 64) - 1)
+"""In kallsyms for others than root, and in the map of Debian's kernel packages."""
 _SHT_SYMTAB: Final = 2
 _STT_FUNC, _STT_OBJECT, _STT_NOTYPE = 2, 1, 0
 
@@ -47,8 +49,9 @@ class Symbols:
         symbols = cls(found)
         if not len(symbols):
             raise ConfigError(
-                f"symbols: {os.fspath(path)} has none: give the System.map of the guest's kernel, "
-                "or an ELF file that is not stripped"
+                f"symbols: {os.fspath(path)} has none: give the System.map of the guest's kernel "
+                "(Debian's is in its -dbg package), its /proc/kallsyms as root reads it, or an ELF "
+                "file that is not stripped"
             )
         return symbols
 
@@ -78,8 +81,12 @@ class Symbols:
 
 def _system_map(data: bytes) -> Iterable[tuple[int, str]]:
     for line in data.decode(errors="replace").splitlines():
-        if (found := _LINE.fullmatch(line)) and found[2] not in "UA":
-            yield int(found[1], 16), found[3]
+        if (
+            (found := _LINE.fullmatch(line))
+            and found[2] not in "UA"
+            and (address := int(found[1], 16)) not in _NOWHERE
+        ):
+            yield address, found[3]
 
 
 def _elf(data: bytes) -> Iterable[tuple[int, str]]:
