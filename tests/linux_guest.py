@@ -8,13 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from testbed import GUEST_PACKAGE, kernel
-from testbed.kernel import ROOT, fill, pack
+from testbed import GUEST_PACKAGE, MissingError, kernel
+from testbed.kernel import ROOT, fill, find, pack
+from testbed.programs import add_libraries
 
 CMDLINE: Final = (
     "console=ttyS0 tsc=reliable no_timer_check nopti mitigations=off panic=-1 nowatchdog mce=off "
     "random.trust_cpu=1"
 )
+
+SCHEDULING: Final = "isolcpus=1 rcu_nocbs=1"
+"""Keeps Linux from moving its work back and forth between two hosts."""
+
+LATE: Final = "maxcpus=1"
+"""Only processor 0 runs while Linux starts; its init lets the others in. On slow hosts that takes a
+fraction of the time: until then nothing is shared.
+"""
 
 HIDE: Final = "xsave"
 """This QEMU does not tell KVM of XSETBV."""
@@ -30,9 +39,17 @@ def image(work: Path) -> Path:
     return copy
 
 
-def initramfs(work: Path, script: str, modules: Sequence[str] = (), *programs: str) -> Path:
+def initramfs(
+    work: Path,
+    script: str,
+    modules: Sequence[str] = (),
+    *programs: str,
+    tools: Sequence[str] = (),
+    applets: Sequence[str] = (),
+) -> Path:
     """What a guest starts with: busybox, drivers, a script of `guests/linux/` as its init, and
-    programs in C from there.
+    programs in C from there. `tools` are programs of this machine, and `applets` names that
+    busybox is to have of its own.
     """
     tree, packed = work / "tree", work / "guest.cpio"
     fill(tree, kernel(GUEST_PACKAGE), modules)
@@ -41,8 +58,27 @@ def initramfs(work: Path, script: str, modules: Sequence[str] = (), *programs: s
     shutil.copy(sources / script, tree / "init")
     (tree / "init").chmod(0o755)
     for program in programs:
-        options = ("-O2", "-Wall", "-Wextra", "-Werror", "-static")
+        options = ("-O2", "-Wall", "-Wextra", "-Werror", "-static", "-D_GNU_SOURCE")
         source, target = sources / f"{program}.c", tree / "bin" / program
         subprocess.run(["cc", *options, "-o", target, source], check=True)
+    for tool in tools:
+        found = find(tool)
+        if found is None:
+            raise MissingError(f"the guest needs this machine's {tool}")
+        shutil.copy(found, tree / "bin" / tool)
+        add_libraries(tree, Path(found))
+    for applet in applets:
+        (tree / "bin" / applet).symlink_to("busybox")
     pack(tree, packed)
     return packed
+
+
+def checksum(cpus: int, size: int) -> int:
+    """Of what the worker fills, slice by slice."""
+    total = 0xCBF29CE484222325
+    for cpu in range(cpus):
+        state = 12345 + cpu
+        for _ in range(size // cpus):
+            state = (state * 1103515245 + 12345) & 0xFFFFFFFF
+            total = ((total ^ (state >> 16 & 0xFF)) * 0x100000001B3) & (2**64 - 1)
+    return total

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from linux_guest import CMDLINE, HIDE, PATIENCE_S, image, initramfs
+from linux_guest import CMDLINE, HIDE, PATIENCE_S, SCHEDULING, image, initramfs
 from testbed import Host, Testbed, TestbedError
 from testbed.channel import Process
 from testbed.guest_run import build
@@ -33,7 +33,6 @@ PLACES: Final = {"one-node": (0,), "one-host": (0, 0), "two-hosts": (0, 1)}
 
 _MEMORY_MIB: Final = 192
 _PORT: Final = 7300
-_SCHEDULING: Final = "isolcpus=1 rcu_nocbs=1"
 
 
 @dataclass
@@ -73,7 +72,7 @@ def put(hosts: Sequence[Host], work: Path) -> None:
             host.copy_in(source, f"/tmp/{source.name}")
 
 
-def run(hosts: Sequence[Host], places: Sequence[int], options: str = _SCHEDULING) -> Run:
+def run(hosts: Sequence[Host], places: Sequence[int], options: str = SCHEDULING) -> Run:
     """Starts a node on each of the places, and waits until the guest has switched off.
 
     `options` are for the guest's kernel, which the node tells the rate of its counter.
@@ -136,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the machines that are asked for, each on new hosts; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m linux_run", description=__doc__)
     parser.add_argument("machines", nargs="*", help=f"of {', '.join(PLACES)}; all by default")
-    parser.add_argument("--options", default=_SCHEDULING, help="for the guest's kernel")
+    parser.add_argument("--options", default=SCHEDULING, help="for the guest's kernel")
     options = parser.parse_args(argv)
     names = options.machines or list(PLACES)
     if unknown := [name for name in names if name not in PLACES]:

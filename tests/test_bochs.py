@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from testbed import MissingError, TestbedError, bochs_image
-from testbed.bochs_image import check_bochs, libraries
+from testbed.bochs_image import check_bochs
 from testbed.guest_run import (
     TESTS,
     Programs,
@@ -19,6 +19,7 @@ from testbed.guest_run import (
     script,
     told,
 )
+from testbed.programs import libraries
 
 RUN_S = 900
 

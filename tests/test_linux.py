@@ -7,22 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from linux_guest import PATIENCE_S
+from linux_guest import PATIENCE_S, checksum
 from linux_run import BYTES, HEADER, PLACES, WORK, put, row, run
 from testbed import Testbed
 
 BAD = re.compile(r".*(unstable|soft lockup|detected stall|Kernel panic|BUG:|Oops|FAILED).*")
-
-
-def checksum(cpus: int, size: int) -> int:
-    """Of what the worker fills, slice by slice."""
-    total = 0xCBF29CE484222325
-    for cpu in range(cpus):
-        state = 12345 + cpu
-        for _ in range(size // cpus):
-            state = (state * 1103515245 + 12345) & 0xFFFFFFFF
-            total = ((total ^ (state >> 16 & 0xFF)) * 0x100000001B3) & (2**64 - 1)
-    return total
 
 
 @pytest.mark.timeout(2 * PATIENCE_S)

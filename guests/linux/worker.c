@@ -3,20 +3,7 @@
 // Each line that it prints is the same on every run with the same arguments, wherever the CPUs are; lines that
 // start with `#` tell of times. It ends with 1 if anything is not as it must be.
 
-#define _GNU_SOURCE
-#include <errno.h>
-#include <sched.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
-
-enum { PAGE = 4096, CPUS_MAX = 64 };
+#include "common.h"
 
 // Memory that all processes share, each part on pages of its own.
 struct shared {
@@ -34,66 +21,6 @@ static struct {
     uint64_t loops, increments, forks, turns, bytes;
 } arguments;
 static struct shared *shared;
-
-static _Noreturn void fail(const char *format, ...)
-{
-    char text[256];
-    va_list list;
-    va_start(list, format);
-    vsnprintf(text, sizeof text, format, list);
-    va_end(list);
-    printf("FAILED: %s\n", text);
-    fflush(stdout);
-    _exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec time;
-    if (clock_gettime(CLOCK_MONOTONIC, &time))
-        fail("clock_gettime: %s", strerror(errno));
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
-static void stay_on(int cpu)
-{
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET((size_t)cpu, &set);
-    if (sched_setaffinity(0, sizeof set, &set))
-        fail("CPU %d: sched_setaffinity: %s", cpu, strerror(errno));
-    if (sched_getcpu() != cpu)
-        fail("on CPU %d instead of %d", sched_getcpu(), cpu);
-}
-
-static void await(pid_t child)
-{
-    int status;
-    if (waitpid(child, &status, 0) != child || status != 0)
-        fail("a process ended with status %#x", status);
-}
-
-// Runs `work` on every CPU at once, in a process each.
-static void on_every_cpu(const char *name, void (*work)(int cpu))
-{
-    pid_t children[CPUS_MAX];
-    const uint64_t start = now_ns();
-    for (int cpu = 0; cpu < arguments.cpus; cpu++) {
-        children[cpu] = fork();
-        if (children[cpu] < 0)
-            fail("fork: %s", strerror(errno));
-        if (children[cpu] == 0) {
-            stay_on(cpu);
-            work(cpu);
-            if (sched_getcpu() != cpu)
-                fail("%s: moved from CPU %d to %d", name, cpu, sched_getcpu());
-            _exit(0);
-        }
-    }
-    for (int cpu = 0; cpu < arguments.cpus; cpu++)
-        await(children[cpu]);
-    printf("# %s: %llu ms\n", name, (unsigned long long)((now_ns() - start) / 1000000));
-}
 
 // Nothing is shared.
 static void busy(int cpu)
@@ -161,46 +88,31 @@ static void checksum(int cpu)
     shared->of[cpu].loops = sum;
 }
 
-static uint64_t number(const char *text)
-{
-    char *end;
-    errno = 0;
-    const uint64_t value = strtoull(text, &end, 10);
-    if (errno || end == text || *end)
-        fail("%s is not a number", text);
-    return value;
-}
-
 int main(int argc, char **argv)
 {
     if (argc != 7)
         fail("usage: worker CPUS LOOPS INCREMENTS FORKS TURNS BYTES");
     setvbuf(stdout, NULL, _IOLBF, 0);
-    const uint64_t cpus = number(argv[1]);
-    if (cpus < 1 || cpus > CPUS_MAX)
-        fail("%s CPUs: 1 to %d can be had", argv[1], CPUS_MAX);
-    arguments.cpus = (int)cpus;
+    arguments.cpus = cpus_of(argv[1]);
     arguments.loops = number(argv[2]);
     arguments.increments = number(argv[3]);
     arguments.forks = number(argv[4]);
     arguments.turns = number(argv[5]);
-    arguments.bytes = number(argv[6]) / cpus * cpus;
+    arguments.bytes = number(argv[6]) / (uint64_t)arguments.cpus * (uint64_t)arguments.cpus;
     const size_t len = sizeof *shared + arguments.bytes;
-    shared = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared == MAP_FAILED)
-        fail("mmap: %s", strerror(errno));
+    shared = memory(len, MAP_SHARED);
 
-    on_every_cpu("busy", busy);
+    on_every_cpu("busy", arguments.cpus, busy);
     for (int cpu = 0; cpu < arguments.cpus; cpu++)
         printf("busy: cpu=%d loops=%llu\n", cpu, (unsigned long long)shared->of[cpu].loops);
-    on_every_cpu("count", count);
+    on_every_cpu("count", arguments.cpus, count);
     printf("count: counter=%llu\n", (unsigned long long)shared->counter);
-    on_every_cpu("forks", forks);
+    on_every_cpu("forks", arguments.cpus, forks);
     printf("forks: cpus=%d each=%llu\n", arguments.cpus, (unsigned long long)arguments.forks);
-    on_every_cpu("tokens", tokens);
+    on_every_cpu("tokens", arguments.cpus, tokens);
     printf("tokens: turns=%llu\n", (unsigned long long)shared->turn);
-    on_every_cpu("fill", fill);
-    on_every_cpu("checksum", checksum);
+    on_every_cpu("fill", arguments.cpus, fill);
+    on_every_cpu("checksum", arguments.cpus, checksum);
     for (int cpu = 0; cpu < arguments.cpus; cpu++)
         printf("checksum: cpu=%d bytes=%llu sum=%016llx\n", cpu, (unsigned long long)arguments.bytes,
                (unsigned long long)shared->of[cpu].loops);

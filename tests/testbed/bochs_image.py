@@ -5,15 +5,15 @@ There is no file system of this machine on such a host, so programs travel with 
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from testbed.errors import MissingError, TestbedError
+from testbed.errors import MissingError
 from testbed.kernel import HOST_PACKAGE, checked, fill, find, kernel, pack
+from testbed.programs import add_libraries, is_dynamic
 
 MODULES: Final = ("kvm_intel",)
 
@@ -87,24 +87,4 @@ def _add_job(tree: Path, script: str, files: Mapping[str, Path]) -> None:
         if is_dynamic(file):
             # Symbols would double what the BIOS reads from the disc.
             checked(["strip", "--strip-debug", str(job / name)], f"{file} can't be stripped")
-            for library in libraries(file):
-                place = tree / library.relative_to("/")
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(library, place)
-
-
-def is_dynamic(file: Path) -> bool:
-    """Whether it is a program that needs the dynamic loader."""
-    with file.open("rb") as start:
-        if start.read(4) != b"\x7fELF":
-            return False
-    shown = checked(["readelf", "--program-headers", str(file)], f"{file} can't be read")
-    return "INTERP" in shown
-
-
-def libraries(program: Path) -> list[Path]:
-    """What the dynamic loader would load, and the loader itself."""
-    shown = checked(["ldd", str(program)], f"{program}: its libraries are not known")
-    if "not found" in shown:
-        raise TestbedError(f"{program} can't run here:\n{shown}")
-    return [Path(path) for path in re.findall(r"(?:^|\s)(/\S+) \(0x", shown)]
+            add_libraries(tree, file)

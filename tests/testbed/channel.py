@@ -41,7 +41,7 @@ class Process:
         self._refused: str | None = None
         self._started = False
         self.on_output: Callable[[bytes], None] | None = None
-        """Called with each piece of output, in a thread of the testbed."""
+        """Called with each piece of stdout, in a thread of the testbed."""
 
     @property
     def stdout(self) -> str:
@@ -117,7 +117,7 @@ class Process:
                 self._refused = header["why"]
             case "output":
                 self._output[header["stream"]] += payload
-                if self.on_output is not None:
+                if self.on_output is not None and header["stream"] == 1:
                     self.on_output(payload)
             case "ended":
                 self._status = header["status"]
