@@ -27,7 +27,8 @@ TEST_KERNEL = GIANTVM_TEST_KERNEL="$$(echo $(TARGET)/testbed/kernels/*-cloud-*/b
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
-demo: demo-regions ## run the main demonstration
+demo: $(VENV)/stamp-develop $(STAMPS)/testbed ## Linux as one machine over two hosts; in a terminal, a shell in it
+	@PYTHONPATH=tests $(BIN)/python examples/demo_linux.py
 
 demo-regions: $(VENV)/stamp-develop ## three nodes compute on shared numpy arrays, and tell what the memory did
 	@$(BIN)/python examples/demo.py
@@ -112,6 +113,7 @@ $(STAMPS)/testbed: tests/testbed/kernel.py | $(VENV)/stamp-venv
 	test -x /bin/busybox || missing="$$missing busybox-static"; \
 	command -v cpio >/dev/null || missing="$$missing cpio"; \
 	test -x /sbin/depmod || missing="$$missing kmod"; \
+	test -x /sbin/mke2fs || missing="$$missing e2fsprogs"; \
 	tests/debian.sh $$missing
 	@apt-cache show linux-image-6.12-amd64 >/dev/null 2>&1 || apt-get update -q
 	@PYTHONPATH=tests $(BIN)/python -m testbed prepare

@@ -1,4 +1,4 @@
-"""Runs the examples on three nodes of this machine: `make demo`.
+"""Runs the examples on three nodes of this machine: `make demo-regions`.
 
 Each node is a process of its own, and they share memory over Unix sockets in a temporary directory.
 """
