@@ -15,7 +15,7 @@ use kvm_vcpu::boot::layout::Layout;
 use kvm_vcpu::bus::{Device, Range, Unclaimed};
 use kvm_vcpu::chips::Message;
 use kvm_vcpu::cpuid::Supported;
-use kvm_vcpu::vm::Kvm;
+use kvm_vcpu::vm::{Kvm, Limits};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use serde_json::{Value, json};
 
@@ -135,6 +135,22 @@ impl Interrupts {
     }
 }
 
+/// Says what makes the guest slow on this host, and what to do about it.
+fn advise(limits: Limits, nodes: usize) {
+    if !limits.halt_in_guest {
+        log::warn!(
+            "this host's KVM can't leave halted vCPUs in the guest (on AMD Zen 1 and 2 with SMT, \
+             kvm.mitigate_smt_rsb=0 allows it): the guest's reads will fetch pages to write"
+        );
+    }
+    if nodes > 1 && limits.ept_marks_pages {
+        log::warn!(
+            "this host's processor writes to the guest's page tables when it only reads them, and they \
+             will go back and forth between the nodes: load kvm_intel with eptad=0"
+        );
+    }
+}
+
 impl Vm {
     /// Begins this node's part of a virtual machine; [`Vm::wait`] tells how it goes on. Every node of
     /// the cluster has to, in any order.
@@ -162,12 +178,7 @@ impl Vm {
             let asked = spec.vcpus.len();
             return Err(failed(format!("{asked} vCPUs; this host's KVM takes at most {most}")));
         }
-        if !kvm.limits().halt_in_guest {
-            log::warn!(
-                "this host's KVM can't leave halted vCPUs in the guest (on AMD Zen 1 and 2 with SMT, \
-                 kvm.mitigate_smt_rsb=0 allows it): the guest's reads will fetch pages to write"
-            );
-        }
+        advise(kvm.limits(), nodes);
         let join = Join {
             digest: spec.digest(),
             cpuid: supported(&kvm).map_err(failed)?,

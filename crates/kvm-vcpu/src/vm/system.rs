@@ -27,6 +27,14 @@ pub struct Limits {
     pub tsc_scaling: bool,
     /// KVM keeps features of its own from guests that CPUID does not offer them to.
     pub enforces_pv_cpuid: bool,
+    /// An Intel processor marks pages of nested page tables as used, so that its walk of a guest's page
+    /// table asks to write that (SDM vol. 3, 29.3.5). `kvm_intel.eptad=0` has it not do so.
+    pub ept_marks_pages: bool,
+}
+
+/// Whether a parameter of a kernel module that may be absent is on.
+fn is_on(parameter: &str) -> bool {
+    std::fs::read_to_string(parameter).is_ok_and(|text| text.trim() == "Y")
 }
 
 /// KVM, opened and found fit.
@@ -103,6 +111,7 @@ impl Kvm {
             halt_in_guest: has(KVM_CAP_X86_DISABLE_EXITS) & KVM_X86_DISABLE_EXITS_HLT as i32 != 0,
             tsc_scaling: has(KVM_CAP_TSC_CONTROL) != 0,
             enforces_pv_cpuid: has(KVM_CAP_ENFORCE_PV_FEATURE_CPUID) != 0,
+            ept_marks_pages: is_on("/sys/module/kvm_intel/parameters/eptad"),
         };
         Ok(Self { kvm, limits })
     }
@@ -160,5 +169,17 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_parameter_is_on_where_its_file_says_so() {
+        let file = std::env::temp_dir().join(format!("giantvm-parameter-{}", std::process::id()));
+        let name = file.to_str().unwrap();
+        for (text, on) in [("Y\n", true), ("N\n", false)] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(is_on(name), on, "{text:?}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert!(!is_on(name), "it is absent");
     }
 }
