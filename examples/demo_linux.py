@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from giantvm._terminal import ESCAPE, RawTerminal, is_foreground_terminal
-from giantvm.stats import FAULT_KINDS
-from giantvm.tables import align, quantity
 from linux_guest import initramfs
+from linux_machine import table
 from linux_places import DISK, EmulatedHosts, Place, ThisMachine, can_run_linux
 from testbed import TestbedError
 from testbed.kernel import find
@@ -139,7 +138,7 @@ def _session(place: Place, digest: str, begin: float) -> list[str]:
         if text != PROMPT:
             print(f"(init after {time.monotonic() - started:.0f} s)", end="", flush=True)
     reports = place.status()
-    print(f"\n\n== what the memory did meanwhile\n{_table(reports)}\n", flush=True)
+    print(f"\n\n== what the memory did meanwhile\n{table(reports)}\n", flush=True)
     problems = [*_check(console, digest), *_check_memory(reports)]
     if not problems and is_foreground_terminal(0):
         print("All is as it must be. The shell is yours; its end, or Ctrl-], ends the machine.")
@@ -210,17 +209,6 @@ def _check_memory(reports: dict[str, Any]) -> list[str]:
         for name, report in reports.items()
         if not report.get("regions") or not sum(report["regions"][0]["faults"].values())
     ]
-
-
-def _table(reports: dict[str, Any]) -> str:
-    """Faults of each node by kind, and its traffic."""
-    header = ("node", *(f"{kind} faults" for kind in FAULT_KINDS), "sent", "received")
-    rows = []
-    for name, report in reports.items():
-        for region in report.get("regions", ()):
-            traffic = [quantity(region[key]) for key in ("bytes_sent", "bytes_received")]
-            rows.append((name, *(region["faults"][kind] for kind in FAULT_KINDS), *traffic))
-    return align(header, rows)
 
 
 def _primes(limit: int) -> int:

@@ -20,9 +20,9 @@ CMDLINE: Final = (
 SCHEDULING: Final = "isolcpus=1 rcu_nocbs=1"
 """Keeps Linux from moving its work back and forth between two hosts."""
 
-LATE: Final = "maxcpus=1"
+LATE: Final = "maxcpus=1 rcupdate.rcu_cpu_stall_timeout=300"
 """Only processor 0 runs while Linux starts; its init lets the others in. On slow hosts that takes a
-fraction of the time: until then nothing is shared.
+fraction of the time: until then nothing is shared. And what is late by minutes only is no stall.
 """
 
 HIDE: Final = "xsave"
@@ -46,13 +46,14 @@ def initramfs(
     *programs: str,
     tools: Sequence[str] = (),
     applets: Sequence[str] = (),
+    package: str = GUEST_PACKAGE,
 ) -> Path:
     """What a guest starts with: busybox, drivers, a script of `guests/linux/` as its init, and
     programs in C from there. `tools` are programs of this machine, and `applets` names that
-    busybox is to have of its own.
+    busybox is to have of its own; `package` is that of the kernel.
     """
     tree, packed = work / "tree", work / "guest.cpio"
-    fill(tree, kernel(GUEST_PACKAGE), modules)
+    fill(tree, kernel(package), modules)
     (tree / "mnt").mkdir()
     sources = ROOT / "guests" / "linux"
     shutil.copy(sources / script, tree / "init")

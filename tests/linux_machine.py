@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from giantvm.stats import FAULT_KINDS
+from giantvm.tables import align, quantity
 from testbed import Host
 from testbed.channel import Process
 from testbed.kernel import ROOT
@@ -127,3 +129,14 @@ def status(host: Host) -> dict[str, Any]:
     command = [PYTHON, "-m", "giantvm", "status", "--config", _FILE, "--json", "--timeout", "20"]
     found: dict[str, Any] = json.loads(host.run(command, cwd=ROOT).stdout)
     return found
+
+
+def table(reports: dict[str, Any]) -> str:
+    """Faults of each node by kind, and its traffic."""
+    header = ("node", *(f"{kind} faults" for kind in FAULT_KINDS), "sent", "received")
+    rows = []
+    for name, report in reports.items():
+        for region in report.get("regions", ()):
+            traffic = [quantity(region[key]) for key in ("bytes_sent", "bytes_received")]
+            rows.append((name, *(region["faults"][kind] for kind in FAULT_KINDS), *traffic))
+    return align(header, rows)

@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("giantvm._native", reason="the native module is not built")
 
 import demo_linux
-from demo_linux import Console, _check, _check_memory, _table
+from demo_linux import Console, _check, _check_memory
+from linux_machine import table
 from testbed.kernel import ROOT
 
 DIGEST: Final = "ab" * 32
@@ -92,7 +93,7 @@ def test_a_node_that_shares_nothing_is_named() -> None:
     assert _check_memory({"h0": busy, "h1": busy}) == []
     found = _check_memory({"h0": busy, "h1": {"error": "it is asleep"}})
     assert found == ["node h1 does not share memory: it is asleep"]
-    assert "8.0 KiB" in _table({"h0": busy})
+    assert "8.0 KiB" in table({"h0": busy})
 
 
 def test_primes_are_counted() -> None:
