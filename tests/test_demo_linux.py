@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
+import termios
 from typing import Final
 
 import pytest
@@ -14,6 +16,7 @@ pytest.importorskip("giantvm._native", reason="the native module is not built")
 import demo_linux
 from demo_linux import Console, _check, _check_memory
 from linux_machine import table
+from test_vm_run import IN_TERMINAL
 from testbed.kernel import ROOT
 
 DIGEST: Final = "ab" * 32
@@ -98,6 +101,56 @@ def test_a_node_that_shares_nothing_is_named() -> None:
 
 def test_primes_are_counted() -> None:
     assert demo_linux._primes(100) == 25
+
+
+RELAY: Final = """
+import threading
+from demo_linux import _relay
+
+class Guest:
+    def write(self, data): print("keys", data, flush=True)
+    def stop(self): print("stopped", flush=True)
+
+runs = threading.Thread(target=threading.Event().wait, daemon=True)
+runs.start()
+_relay(Guest(), runs)
+print("left", flush=True)
+"""
+
+
+def test_a_terminal_gets_the_shell_until_its_key_ends_the_machine() -> None:
+    terminal, side = pty.openpty()
+    before = termios.tcgetattr(side)
+    places = (ROOT / "examples", ROOT / "tests")
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_TERMINAL, sys.executable, "-c", RELAY],
+        stdin=side,
+        stdout=side,
+        stderr=side,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, places))},
+    )
+    shown = b""
+
+    def wait_for(text: bytes) -> None:
+        nonlocal shown
+        while text not in shown:
+            shown += os.read(terminal, 4096)
+
+    try:
+        wait_for(rb"keys b'\n'")
+        os.write(terminal, b"ls\x03")
+        wait_for(b"x03")
+        os.write(terminal, b"\x1d")
+        wait_for(b"left")
+        assert process.wait() == 0
+        assert b"stopped" in shown
+        assert termios.tcgetattr(side) == before
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+        os.close(side)
 
 
 @pytest.mark.long
