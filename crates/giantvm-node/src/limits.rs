@@ -10,6 +10,9 @@ pub const NAME_BYTES_MAX: usize = 200;
 /// Longest name of a node, in bytes: a DNS label is at most 63.
 pub const NODE_NAME_BYTES_MAX: usize = 63;
 
+/// Longest address of a node in etcd, in bytes: a host name has at most 253, a path 107.
+pub const NODE_ADDRESS_BYTES_MAX: usize = 300;
+
 /// Longest reason in a control message, in bytes: one or two lines of text. Longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 512;
 

@@ -47,7 +47,13 @@ impl Config {
 
     /// The least margin for these times; see [`membership`](crate::membership).
     pub fn margin_ms_min(&self) -> u64 {
-        let drift_ms = self.timeout_ms.div_ceil(CLOCK_DRIFT_ONE_IN);
+        self.margin_ms_for(self.timeout_ms)
+    }
+
+    /// The least time between the end of a node's right to run and the end of a promise to it that
+    /// lasts `span_ms` by another clock.
+    pub(super) fn margin_ms_for(&self, span_ms: u64) -> u64 {
+        let drift_ms = span_ms.div_ceil(CLOCK_DRIFT_ONE_IN);
         self.heartbeat_ms.saturating_mul(2).saturating_add(drift_ms)
     }
 

@@ -3,6 +3,7 @@
 use dsm_core::types::{NodeId, NodeSet};
 use thiserror::Error;
 
+use super::etcd::{Proposal, View};
 use crate::control::MemberMessage;
 
 /// Something that happened at this node.
@@ -35,6 +36,32 @@ pub enum Event {
     Tick,
     /// The user of this node wants it to leave.
     LeaveRequested,
+    /// etcd was asked; only where it decides.
+    Etcd(Said),
+}
+
+/// What etcd said.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Said {
+    /// It has renewed this node's lease.
+    Renewed {
+        /// When the request was sent, in milliseconds of this node's clock.
+        sent_ms: u64,
+    },
+    /// It did not answer a request to renew the lease, or not as it should.
+    NotRenewed {
+        /// Why, for people.
+        why: String,
+    },
+    /// It knows this node's lease no more.
+    LeaseEnded,
+    /// What it has of the cluster, read after the last transaction that was asked for.
+    Has(View),
+    /// It did not answer a transaction or a read, or not as it should.
+    Failed {
+        /// Why, for people.
+        why: String,
+    },
 }
 
 /// Something the driver has to do, in the order given.
@@ -80,6 +107,8 @@ pub enum Action {
         /// The members in it.
         members: NodeSet,
     },
+    /// Ask etcd for a transaction, then say what it has: [`Said::Has`].
+    Propose(Box<Proposal>),
     /// This node is no member any more and does nothing more in this cluster.
     Ended {
         /// Why.
@@ -163,6 +192,48 @@ pub enum EndReason {
     LostStep {
         /// The deciding node's name.
         name: String,
+        /// What doesn't fit.
+        what: String,
+    },
+    /// etcd did not renew this node's lease in time.
+    #[error(
+        "this node can't reach etcd at {endpoints}: no lease for {silent_ms} ms ({why}); check \
+         that etcd runs there, has a leader, and can be reached from this machine"
+    )]
+    EtcdUnreachable {
+        /// Its addresses.
+        endpoints: String,
+        /// Age of the last request that renewed the lease, in milliseconds.
+        silent_ms: u64,
+        /// Why the last attempt failed, for people.
+        why: String,
+    },
+    /// etcd dropped this node's lease.
+    #[error(
+        "etcd at {endpoints} has ended this node's lease, which was renewed last {silent_ms} ms \
+         before: etcd stood still, or somebody revoked the lease, or etcd lost its data"
+    )]
+    LeaseEnded {
+        /// Its addresses.
+        endpoints: String,
+        /// Age of the last request that renewed the lease, in milliseconds.
+        silent_ms: u64,
+    },
+    /// The others declared this node lost.
+    #[error("the others go on without this node: {reason}")]
+    Excluded {
+        /// Their reason.
+        reason: String,
+    },
+    /// A node of the list ended before the cluster ran.
+    #[error("node `{name}` ended while the cluster was starting; start all nodes again")]
+    FormingFailed {
+        /// Its name.
+        name: String,
+    },
+    /// Something else than this cluster's nodes wrote the epoch key.
+    #[error("the cluster's epoch key in etcd was changed by something else: {what}")]
+    Overwritten {
         /// What doesn't fit.
         what: String,
     },

@@ -24,6 +24,7 @@ impl Membership {
                 }
             }
             Event::LeaveRequested => self.on_leave_requested(now_ms, out),
+            Event::Etcd(_) => {} // nobody asked it
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! [`Membership`] runs on every node. The list of nodes is fixed; the first one is the **deciding
 //! node**, and nobody else ever decides that a node is lost. An [`Event`] and the time go in,
-//! [`Action`]s come out.
+//! [`Action`]s come out. Where etcd decides instead, [`etcd`] has the machine; both are a
+//! [`Machine`] to the driver.
 //!
 //! # The way of a node
 //!
@@ -58,10 +59,60 @@
 
 mod config;
 mod decide;
+pub mod etcd;
 mod event;
 mod machine;
 mod member;
 
 pub use config::{Config, ConfigError};
-pub use event::{Action, EndReason, Event, State};
+pub use event::{Action, EndReason, Event, Said, State};
 pub use machine::Membership;
+
+use dsm_core::types::NodeSet;
+
+/// What a driver needs of a membership, whoever decides.
+pub trait Machine: Send {
+    /// Takes in one event that happened at `now_ms`. Looks at the clock before the event.
+    fn step(&mut self, now_ms: u64, event: Event) -> Vec<Action>;
+
+    /// Where things stand.
+    fn verdict(&self) -> Verdict<'_>;
+
+    /// When the next [`Event::Tick`] is due at the latest, in milliseconds.
+    fn next_tick_ms(&self) -> u64;
+}
+
+/// Where a [`Machine`] stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Verdict<'a> {
+    /// Where this node stands.
+    pub state: &'a State,
+    /// The epoch; 0 before the cluster runs. It only rises.
+    pub epoch: u64,
+    /// The members of the epoch, lost ones included until they are removed.
+    pub members: NodeSet,
+    /// The members that can be talked to.
+    pub live: NodeSet,
+    /// The nodes of the list without a connection to this one.
+    pub missing: NodeSet,
+}
+
+impl Machine for Membership {
+    fn step(&mut self, now_ms: u64, event: Event) -> Vec<Action> {
+        Self::step(self, now_ms, event)
+    }
+
+    fn verdict(&self) -> Verdict<'_> {
+        Verdict {
+            state: self.state(),
+            epoch: self.epoch(),
+            members: self.members(),
+            live: self.live(),
+            missing: self.missing(),
+        }
+    }
+
+    fn next_tick_ms(&self) -> u64 {
+        Self::next_tick_ms(self)
+    }
+}

@@ -293,6 +293,7 @@ impl Driver {
             }
             Action::PeerLeft { node } => self.peer_left(node),
             Action::NewEpoch { epoch, members } => log::info!("epoch {epoch}: {members:?}"),
+            Action::Propose(_) => {} // only where etcd decides
             Action::Ended { reason } => self.end(reason),
         }
     }

@@ -340,6 +340,7 @@ impl World {
                 }
             }
             Action::Ended { .. } => (0..self.nodes()).for_each(|peer| self.close(me, peer)),
+            Action::Propose(_) => panic!("nobody asks etcd here: {self:#?}"),
             Action::BecameRunning { .. } | Action::PeerLeft { .. } => {}
         }
     }

@@ -1,0 +1,303 @@
+//! How nodes that know only etcd and the cluster's name find each other.
+//!
+//! Each node has a key of its own under its lease, which says who it is ([`Present`]). When as many
+//! are there as the cluster has, one of them, whoever is first, writes the list into the epoch key.
+//! How many that is at least one node has to know; the others take the word of the first to say it.
+//! [`Forming`] looks at what etcd has and says what to do next.
+
+use serde_json::{Value, json};
+
+use super::record::{Listed, Record, RecordError, Standing, number, text};
+use crate::limits::NODE_ADDRESS_BYTES_MAX;
+
+/// What must be the same at every node.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Settings {
+    /// How many nodes the cluster has; `None` at a node that leaves it to others to say.
+    pub nodes: Option<u64>,
+    /// Interval between heartbeats, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// Silence after which a node is out, in milliseconds.
+    pub timeout_ms: u64,
+    /// Worker threads of every node.
+    pub workers: u64,
+}
+
+impl Settings {
+    fn fields(&self) -> [(&'static str, Option<u64>); 4] {
+        [
+            ("nodes", self.nodes),
+            ("heartbeat_ms", Some(self.heartbeat_ms)),
+            ("timeout_ms", Some(self.timeout_ms)),
+            ("workers", Some(self.workers)),
+        ]
+    }
+
+    /// The first difference, for people.
+    fn difference(&self, other: &Self) -> Option<String> {
+        let pairs = self.fields().into_iter().zip(other.fields());
+        let mut both = pairs.filter_map(|((field, a), (_, b))| Some((field, a?, b?)));
+        let (field, mine, theirs) = both.find(|(_, mine, theirs)| mine != theirs)?;
+        Some(format!("{field} = {theirs}, this one with {field} = {mine}"))
+    }
+}
+
+/// What a node says of itself, in its own key.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Announcement {
+    /// Where it listens.
+    pub listen: String,
+    /// Its share of memory, in bytes.
+    pub memory_bytes: u64,
+    /// Its process.
+    pub incarnation: u64,
+    /// How it is configured.
+    pub settings: Settings,
+}
+
+impl Announcement {
+    /// As text, for the key's value.
+    pub fn to_json(&self) -> String {
+        json!({
+            "listen": self.listen,
+            "memory_bytes": self.memory_bytes,
+            "incarnation": self.incarnation,
+            "nodes": self.settings.nodes,
+            "heartbeat_ms": self.settings.heartbeat_ms,
+            "timeout_ms": self.settings.timeout_ms,
+            "workers": self.settings.workers,
+        })
+        .to_string()
+    }
+
+    /// Reads a key's value.
+    ///
+    /// # Errors
+    /// [`RecordError`] names the first field that is wrong.
+    pub fn from_json(value: &str) -> Result<Self, RecordError> {
+        let value: Value = serde_json::from_str(value).unwrap_or_default();
+        Ok(Self {
+            listen: text(&value, "listen", NODE_ADDRESS_BYTES_MAX)?,
+            memory_bytes: number(&value, "memory_bytes")?,
+            incarnation: number(&value, "incarnation")?,
+            settings: Settings {
+                nodes: match value.get("nodes") {
+                    None | Some(Value::Null) => None,
+                    Some(_) => Some(number(&value, "nodes")?),
+                },
+                heartbeat_ms: number(&value, "heartbeat_ms")?,
+                timeout_ms: number(&value, "timeout_ms")?,
+                workers: number(&value, "workers")?,
+            },
+        })
+    }
+}
+
+/// A node whose key is there.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Present {
+    /// Its name.
+    pub name: String,
+    /// The lease that keeps its key.
+    pub lease: u64,
+    /// The revision at which it came: the order of arrival.
+    pub since: u64,
+    /// What it says of itself.
+    pub says: Announcement,
+}
+
+/// All that etcd has of a cluster, at one moment.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct View {
+    /// The revision at which the epoch key was written last; 0 if there is none.
+    pub revision: u64,
+    /// What it says.
+    pub record: Option<Record>,
+    /// The nodes that are there.
+    pub present: Vec<Present>,
+}
+
+impl View {
+    /// Whether the process that `listed` stands for is there.
+    pub fn has(&self, listed: &Listed) -> bool {
+        let is = |it: &Present| it.name == listed.name && it.lease == listed.lease;
+        self.present.iter().any(is)
+    }
+}
+
+/// Writes the epoch key, if nobody else has since it was read and the nodes are as stated.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Proposal {
+    /// The revision of what it follows; 0 if there was none.
+    pub revision: u64,
+    /// What is to be written.
+    pub record: Record,
+    /// Nodes, by name and lease, that must be there.
+    pub present: Vec<(String, u64)>,
+    /// Nodes, by name and lease, that must not be there.
+    pub absent: Vec<(String, u64)>,
+}
+
+/// What to do next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// Wait: for whom, for people.
+    Wait(String),
+    /// Write this node's own key, if there is none of its name.
+    Announce,
+    /// Write the list.
+    Form(Proposal),
+    /// The list is there, and this node is in it.
+    Formed,
+    /// This node can't be part of it, for people.
+    Refused(String),
+}
+
+/// A node on its way into a list.
+#[derive(Clone, Debug)]
+pub struct Forming {
+    name: String,
+    lease: u64,
+    lease_ms: u64,
+    me: Announcement,
+    /// Since when a process that may be dead is in the way.
+    blocked_ms: Option<u64>,
+}
+
+impl Forming {
+    /// The node called `name`, with its lease of `lease_ms`.
+    pub fn new(name: &str, me: Announcement, lease: u64, lease_ms: u64) -> Self {
+        Self { name: name.to_owned(), lease, lease_ms, me, blocked_ms: None }
+    }
+
+    /// Says what to do now that etcd has `view`.
+    pub fn look(&mut self, now_ms: u64, view: &View) -> Next {
+        let mine = |it: &&Present| it.name == self.name;
+        let own = view.present.iter().find(mine);
+        let listed = |it: &Listed| it.name == self.name && it.lease == self.lease;
+        let record = view.record.as_ref();
+        if record.is_some_and(|record| record.nodes.iter().any(listed)) {
+            return Next::Formed;
+        }
+        if let Some(other) = own.filter(|own| own.lease != self.lease) {
+            let what = format!(
+                "another process, which listens on {}, runs as node `{}` of this cluster: give \
+                 each node its own name, or end that one first",
+                other.says.listen, self.name
+            );
+            return self.blocked(now_ms, what);
+        }
+        if let Some(refusal) = self.contradiction(view, own.map(|own| own.since)) {
+            return Next::Refused(refusal);
+        }
+        if let Some(running) = record.and_then(|record| running(record, view)) {
+            return self.blocked(now_ms, running);
+        }
+        self.blocked_ms = None;
+        if own.is_none() { Next::Announce } else { self.form(view) }
+    }
+
+    /// What an earlier process left is gone after its lease; what is still there then is alive.
+    fn blocked(&mut self, now_ms: u64, what: String) -> Next {
+        let since_ms = *self.blocked_ms.get_or_insert(now_ms);
+        if now_ms.saturating_sub(since_ms) >= self.lease_ms.saturating_mul(2) {
+            Next::Refused(what)
+        } else {
+            Next::Wait(format!("the leases of an earlier run to end ({what})"))
+        }
+    }
+
+    /// Whoever comes later with something that doesn't fit is refused; the others don't count it.
+    fn contradiction(&self, view: &View, since: Option<u64>) -> Option<String> {
+        let earlier = |it: &&Present| since.is_none_or(|since| it.since < since);
+        view.present.iter().filter(|it| it.name != self.name).filter(earlier).find_map(|it| {
+            if let Some(difference) = self.me.settings.difference(&it.says.settings) {
+                let name = &it.name;
+                return Some(format!(
+                    "node `{name}` was started with {difference}: use the same cluster file \
+                     everywhere"
+                ));
+            }
+            (it.says.listen == self.me.listen).then(|| {
+                format!("node `{}` listens on {} too: give each its own", it.name, it.says.listen)
+            })
+        })
+    }
+
+    /// What everyone must agree with: this node's settings, the number of nodes by whoever said it
+    /// first.
+    fn agreed(&self, all: &[Present]) -> Settings {
+        let mut said: Vec<_> = all.iter().filter(|it| self.agrees(it)).collect();
+        said.sort_by_key(|it| it.since);
+        let nodes = said.into_iter().find_map(|it| it.says.settings.nodes);
+        Settings { nodes, ..self.me.settings.clone() }
+    }
+
+    fn agrees(&self, it: &Present) -> bool {
+        self.me.settings.difference(&it.says.settings).is_none()
+    }
+
+    fn form(&self, view: &View) -> Next {
+        let all = &view.present;
+        let agreed = self.agreed(all);
+        let fits = |it: &&Present| {
+            let same_place = |other: &Present| {
+                other.name != it.name
+                    && other.says.listen == it.says.listen
+                    && other.since < it.since
+            };
+            agreed.difference(&it.says.settings).is_none() && !all.iter().any(same_place)
+        };
+        let mut there: Vec<&Present> = all.iter().filter(fits).collect();
+        let Some(wanted) = agreed.nodes else {
+            let there = there.len();
+            return Next::Wait(format!(
+                "a node that says how many the cluster has ({there} are there): give `nodes` in \
+                 the cluster file of one at least"
+            ));
+        };
+        let wanted = wanted as usize;
+        there.sort_by_key(|it| it.since);
+        there.truncate(wanted);
+        there.sort_by(|a, b| a.name.cmp(&b.name));
+        let names: Vec<_> = there.iter().map(|it| it.name.as_str()).collect();
+        let names = names.join(", ");
+        if there.len() < wanted {
+            return Next::Wait(format!("nodes: {} of {wanted} are there: {names}", there.len()));
+        }
+        if !there.iter().any(|it| it.name == self.name) {
+            return Next::Wait(format!("a place: the cluster has its {wanted} nodes: {names}"));
+        }
+        let nodes = there.iter().map(|it| Listed {
+            name: it.name.clone(),
+            listen: it.says.listen.clone(),
+            memory_bytes: it.says.memory_bytes,
+            incarnation: it.says.incarnation,
+            lease: it.lease,
+            standing: Standing::Member,
+        });
+        // Whoever has the name of an earlier one now has its key: that one is gone.
+        let old = view.record.iter().flat_map(|record| &record.nodes);
+        let old = old.filter(|old| !there.iter().any(|it| it.name == old.name));
+        Next::Form(Proposal {
+            revision: view.revision,
+            record: Record { started: false, nodes: nodes.collect() },
+            present: there.iter().map(|it| (it.name.clone(), it.lease)).collect(),
+            absent: old.map(|it| (it.name.clone(), it.lease)).collect(),
+        })
+    }
+}
+
+/// Why a new cluster can't begin: the last one has not ended.
+fn running(record: &Record, view: &View) -> Option<String> {
+    let there: Vec<_> =
+        record.nodes.iter().filter(|it| view.has(it)).map(|it| it.name.as_str()).collect();
+    (!there.is_empty()).then(|| {
+        format!(
+            "the cluster runs since before (epoch {}, with {}) and takes no node in; end all \
+             nodes, then start them again",
+            record.epoch(),
+            there.join(", ")
+        )
+    })
+}

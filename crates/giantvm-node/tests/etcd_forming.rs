@@ -1,0 +1,188 @@
+//! How nodes that know only etcd find each other, and what etcd's keys say.
+
+use giantvm_node::membership::etcd::{
+    Announcement, Forming, Listed, Next, Present, Proposal, Record, Settings, Standing, View,
+};
+
+const LEASE_MS: u64 = 2_000;
+
+fn says(index: usize) -> Announcement {
+    Announcement {
+        listen: format!("unix:/n{index}"),
+        memory_bytes: 1 << 30,
+        incarnation: 100 + index as u64,
+        settings: Settings { nodes: Some(2), heartbeat_ms: 100, timeout_ms: 2_000, workers: 1 },
+    }
+}
+
+/// Node `index`, which came at revision 10 more than it.
+fn present(index: usize) -> Present {
+    let since = 10 + index as u64;
+    Present { name: format!("n{index}"), lease: 70 + index as u64, since, says: says(index) }
+}
+
+fn listed(index: usize) -> Listed {
+    Listed {
+        name: format!("n{index}"),
+        listen: format!("unix:/n{index}"),
+        memory_bytes: 1 << 30,
+        incarnation: 100 + index as u64,
+        lease: 70 + index as u64,
+        standing: Standing::Member,
+    }
+}
+
+fn forming(index: usize) -> Forming {
+    Forming::new(&format!("n{index}"), says(index), 70 + index as u64, LEASE_MS)
+}
+
+fn view(present: Vec<Present>) -> View {
+    View { present, ..View::default() }
+}
+
+fn formed(next: Next) -> Proposal {
+    match next {
+        Next::Form(proposal) => proposal,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refusal(next: Next) -> String {
+    match next {
+        Next::Refused(reason) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_node_announces_itself_waits_and_forms_the_list() {
+    let mut node = forming(1);
+    assert_eq!(node.look(0, &View::default()), Next::Announce);
+    let waiting = Next::Wait("nodes: 1 of 2 are there: n1".into());
+    assert_eq!(node.look(0, &view(vec![present(1)])), waiting);
+    // Whoever came first, both write the same list.
+    let both = view(vec![present(1), present(0)]);
+    let proposal = formed(node.look(0, &both));
+    assert_eq!(proposal, formed(forming(0).look(0, &both)));
+    assert_eq!(proposal.record, Record { started: false, nodes: vec![listed(0), listed(1)] });
+    assert_eq!(proposal.present, [("n0".into(), 70), ("n1".into(), 71)]);
+    let there = View { revision: 20, record: Some(proposal.record), ..both };
+    assert_eq!(node.look(0, &there), Next::Formed);
+}
+
+#[test]
+fn an_earlier_run_is_taken_over_once_its_leases_have_ended() {
+    let old = |index| Listed { incarnation: 1, lease: 30, ..listed(index) };
+    let mut lost = old(1);
+    lost.standing = Standing::Removed { reason: "killed".into() };
+    let record = Some(Record { started: true, nodes: vec![old(0), lost, old(2)] });
+    let mut node = forming(1);
+    let there = Present { lease: 30, since: 1, ..present(0) };
+    let alive = View { revision: 5, record: record.clone(), present: vec![there, present(1)] };
+    assert!(matches!(node.look(0, &alive), Next::Wait(_)));
+    assert!(matches!(node.look(2 * LEASE_MS - 1, &alive), Next::Wait(_)));
+    let reason = refusal(node.clone().look(2 * LEASE_MS, &alive));
+    assert!(reason.contains("runs since before (epoch 2, with n0)"), "{reason}");
+    let stale = View { present: vec![present(0), present(1)], ..alive };
+    let proposal = formed(node.look(2 * LEASE_MS, &stale));
+    assert_eq!((proposal.revision, proposal.record.epoch()), (5, 0));
+    assert_eq!(proposal.absent, [("n2".into(), 30)], "the others' keys have new leases");
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused_unless_its_process_is_gone() {
+    let mut node = forming(0);
+    let other = Present { lease: 99, ..present(0) };
+    assert!(matches!(node.look(0, &view(vec![other.clone()])), Next::Wait(_)));
+    assert_eq!(node.clone().look(LEASE_MS, &View::default()), Next::Announce);
+    let reason = refusal(node.look(2 * LEASE_MS, &view(vec![other])));
+    assert!(reason.contains("another process, which listens on unix:/n0, runs as node `n0`"));
+}
+
+#[test]
+fn the_later_one_of_two_that_do_not_fit_is_refused() {
+    let mut odd = present(1);
+    odd.says.settings.workers = 2;
+    let both = view(vec![present(0), odd.clone()]);
+    let mut later = Forming::new("n1", odd.says, 71, LEASE_MS);
+    let reason = refusal(later.look(0, &both));
+    assert!(reason.contains("workers = 1, this one with workers = 2"), "{reason}");
+    let waiting = Next::Wait("nodes: 1 of 2 are there: n0".into());
+    assert_eq!(forming(0).look(0, &both), waiting, "the earlier one doesn't count it");
+
+    let mut same_place = present(1);
+    same_place.says.listen = "unix:/n0".into();
+    let both = view(vec![present(0), same_place.clone()]);
+    let mut later = Forming::new("n1", same_place.says, 71, LEASE_MS);
+    assert!(refusal(later.look(0, &both)).contains("node `n0` listens on unix:/n0 too"));
+    assert_eq!(forming(0).look(0, &both), waiting);
+}
+
+#[test]
+fn one_node_that_knows_how_many_they_are_is_enough() {
+    let quiet = |index| {
+        let mut node = present(index);
+        node.says.settings.nodes = None;
+        node
+    };
+    let mut node = Forming::new("n0", quiet(0).says, 70, LEASE_MS);
+    let waits = |next: Next| match next {
+        Next::Wait(whom) => whom,
+        other => panic!("{other:?}"),
+    };
+    let whom = waits(node.look(0, &view(vec![quiet(0), quiet(1)])));
+    assert!(whom.starts_with("a node that says how many the cluster has (2 are there)"), "{whom}");
+    let three = |index| {
+        let mut node = present(index);
+        node.says.settings.nodes = Some(3);
+        node
+    };
+    let some = view(vec![quiet(0), three(1)]);
+    assert_eq!(waits(node.look(0, &some)), "nodes: 2 of 3 are there: n0, n1");
+    // The first to say it is right, for those who left it to others as well.
+    let other = view(vec![quiet(0), three(1), present(2)]);
+    assert_eq!(waits(node.look(0, &other)), "nodes: 2 of 3 are there: n0, n1");
+    let mut later = Forming::new("n2", present(2).says, 72, LEASE_MS);
+    assert!(refusal(later.look(0, &other)).contains("nodes = 3, this one with nodes = 2"));
+    let all = view(vec![quiet(0), three(1), quiet(3)]);
+    assert_eq!(formed(node.look(0, &all)).record.nodes.len(), 3);
+    assert_eq!(Announcement::from_json(&quiet(0).says.to_json()), Ok(quiet(0).says));
+}
+
+#[test]
+fn one_too_many_waits_for_a_place_and_is_refused_when_the_others_run() {
+    let all = vec![present(0), present(1), present(2)];
+    let mut third = forming(2);
+    let reason = "a place: the cluster has its 2 nodes: n0, n1";
+    assert_eq!(third.look(0, &view(all.clone())), Next::Wait(reason.into()));
+    let record = Some(Record { started: true, nodes: vec![listed(0), listed(1)] });
+    let runs = View { revision: 20, record, present: all };
+    assert!(matches!(third.look(0, &runs), Next::Wait(_)));
+    assert!(refusal(third.look(2 * LEASE_MS, &runs)).contains("takes no node in"));
+}
+
+#[test]
+fn what_is_in_etcd_is_checked_when_it_is_read() {
+    let nodes = vec![
+        listed(0),
+        Listed { standing: Standing::Lost { reason: "why".into() }, ..listed(1) },
+        Listed { standing: Standing::Left, ..listed(2) },
+    ];
+    let record = Record { started: true, nodes };
+    assert_eq!(record.epoch(), 2);
+    assert_eq!((record.members().len(), record.live().len()), (2, 1));
+    assert_eq!(Record::from_json(&record.to_json()), Ok(record.clone()));
+    let broken = [
+        ("", String::new()),
+        ("standing is `odd`", record.to_json().replace("\"left\"", "\"odd\"")),
+        ("`lease` is no", record.to_json().replace("72", "-72")),
+        ("`name` is no text", record.to_json().replace("n2", &"n".repeat(64))),
+        ("0 nodes", r#"{"started":true,"nodes":[]}"#.into()),
+    ];
+    for (what, text) in broken {
+        let error = Record::from_json(&text).map(|_| ()).map_err(|error| error.to_string());
+        assert!(error.as_ref().is_err_and(|error| error.contains(what)), "{what}: {error:?}");
+    }
+    assert_eq!(Announcement::from_json(&says(0).to_json()), Ok(says(0)));
+    assert!(Announcement::from_json("{}").is_err());
+}
