@@ -33,10 +33,10 @@ demo: $(VENV)/stamp-develop $(STAMPS)/testbed ## Linux as one machine over two h
 demo-regions: $(VENV)/stamp-develop ## three nodes compute on shared numpy arrays, and tell what the memory did
 	@$(BIN)/python examples/demo.py
 
-test: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed ## lints and all tests but the long ones
+test: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed $(STAMPS)/etcd ## lints and all tests but the long ones
 	@$(TEST_KERNEL) $(BIN)/python tests/run.py
 
-test-long: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed $(STAMPS)/bochs ## all tests, the long ones too: takes hours
+test-long: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed $(STAMPS)/etcd $(STAMPS)/bochs ## all tests, the long ones too: takes hours
 	@$(TEST_KERNEL) $(BIN)/python tests/run.py --long
 
 bench: guests $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and peers; one only: make bench BENCH=name
@@ -117,6 +117,11 @@ $(STAMPS)/testbed: tests/testbed/kernel.py | $(VENV)/stamp-venv
 	tests/debian.sh $$missing
 	@apt-cache show linux-image-6.12-amd64 >/dev/null 2>&1 || apt-get update -q
 	@PYTHONPATH=tests $(BIN)/python -m testbed prepare
+	@touch $@
+
+# Tests start servers of their own.
+$(STAMPS)/etcd: | $(STAMPS)/debian
+	@command -v etcd >/dev/null || tests/debian.sh etcd-server
 	@touch $@
 
 # Intel hosts: the emulator, its firmware, and what makes a boot disc.

@@ -100,6 +100,7 @@ pub fn main(args: &[String]) -> Result<(), BenchError> {
     let Member { spec, index, addresses } = serde_json::from_str(member).map_err(|_| usage())?;
     spec.nodes.get(index).ok_or_else(usage)?.enter()?;
     let config = NodeConfig {
+        etcd: None,
         cluster: "bench".into(),
         me: index,
         nodes: addresses.iter().enumerate().map(node_spec).collect(),

@@ -31,6 +31,7 @@ impl Folder {
             memory_bytes: 1 << 24,
         };
         NodeConfig {
+            etcd: None,
             cluster: "test".into(),
             me,
             nodes: (0..nodes).map(spec).collect(),

@@ -154,6 +154,7 @@ impl NativeNode {
             wait: wait_mode(wait)?,
             insecure,
             join_timeout: None,
+            etcd: None,
         };
         let node = self::wait(py, Some(connect_timeout_ms), |patience| {
             Node::start(config, on_lost, patience)

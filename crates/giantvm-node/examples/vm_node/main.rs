@@ -43,6 +43,7 @@ fn config(options: &Options) -> NodeConfig {
         memory_bytes: 1 << 30,
     };
     NodeConfig {
+        etcd: None,
         cluster: "vm".into(),
         me: options.me,
         nodes: options.addresses.iter().enumerate().map(node).collect(),

@@ -20,9 +20,10 @@ use super::driver::{
 };
 use super::lost::{Lost, LostCallback};
 use super::regions::NO_ROOM;
-use super::{dialer, status};
+use super::{dialer, etcd, status};
 use crate::limits::NAME_BYTES_MAX;
-use crate::membership::Membership;
+use crate::membership::etcd::EtcdMembership;
+use crate::membership::{ConfigError, Machine, Membership};
 use crate::sync::{Outcome, SyncError, SyncName, SyncOp, SyncRequest};
 
 /// How often a waiting call looks whether its caller was interrupted.
@@ -198,6 +199,8 @@ pub struct Node {
     inbox: Inbox,
     tickets: AtomicU64,
     driver: Mutex<Option<JoinHandle<()>>>,
+    /// The thread that talks to etcd, where it decides.
+    etcd: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Node {
@@ -216,13 +219,25 @@ impl Node {
         on_lost: Option<Arc<LostCallback>>,
         patience: &Patience<'_>,
     ) -> Result<Self, NodeError> {
-        let Checked { me, addresses, membership } = config.check()?;
-        let config = Arc::new(config);
+        let mut checked = config.check()?;
         let failed = |reason: String| NodeError::Start { reason };
-        let listener =
-            Listener::bind(&addresses[me.index()]).map_err(|error| failed(chain(&error)))?;
+        let listener = Listener::bind(&checked.addresses[checked.me.index()])
+            .map_err(|error| failed(chain(&error)))?;
         let (sender, messages) = mpsc::channel();
         let inbox = Inbox::new(sender).map_err(|error| failed(error.to_string()))?;
+        let incarnation = checked.membership.incarnation;
+        let find = |etcd| etcd::find(&config, etcd, incarnation, &inbox, &messages, patience);
+        let found = config.etcd.as_ref().map(find).transpose()?;
+        let (config, by_etcd) = match found {
+            Some(etcd::Found { config, lease, revision, record, orders, thread }) => {
+                checked = config.check()?;
+                checked.membership.incarnation = incarnation;
+                (config, Some((lease, revision, record, orders, thread)))
+            }
+            None => (config, None),
+        };
+        let Checked { me, addresses, membership } = checked;
+        let config = Arc::new(config);
         let events = inbox.clone();
         let engine = Engine::start(config.engine(me), move |event| {
             events.send(ToDriver::Engine(event));
@@ -230,16 +245,26 @@ impl Node {
         .map_err(|error| failed(chain(&error)))?;
         let engine = Arc::new(engine);
         let shared = Arc::new(Shared::default());
-        let incarnation = membership.incarnation;
-        let membership = Membership::new(membership, now_ms())
-            .map_err(|error| NodeError::Config { what: error.to_string() })?;
-        lock(&shared.status).missing = membership.missing();
+        let invalid = |error: ConfigError| NodeError::Config { what: error.to_string() };
+        let (membership, orders, thread): (Box<dyn Machine>, _, _) = match by_etcd {
+            Some((lease, revision, record, orders, thread)) => {
+                let now_ms = now_ms();
+                let machine = EtcdMembership::new(membership, lease, revision, record, now_ms);
+                (Box::new(machine.map_err(invalid)?), Some(orders), Some(thread))
+            }
+            None => {
+                let machine = Membership::new(membership, now_ms()).map_err(invalid)?;
+                (Box::new(machine), None, None)
+            }
+        };
+        lock(&shared.status).missing = membership.verdict().missing;
         let (started, when_started) = mpsc::sync_channel(1);
         let driver = Driver::new(Setup {
             config: Arc::clone(&config),
             me,
             incarnation,
             membership,
+            etcd: orders,
             listener,
             engine: Arc::clone(&engine),
             shared: Arc::clone(&shared),
@@ -249,7 +274,7 @@ impl Node {
             started,
         })
         .map_err(|error| failed(error.to_string()))?;
-        let thread = std::thread::Builder::new()
+        let driver = std::thread::Builder::new()
             .name("gvm-control".into())
             .spawn(move || driver.run())
             .map_err(|error| failed(error.to_string()))?;
@@ -260,7 +285,8 @@ impl Node {
             shared,
             inbox,
             tickets: AtomicU64::new(1),
-            driver: Mutex::new(Some(thread)),
+            driver: Mutex::new(Some(driver)),
+            etcd: Mutex::new(thread),
         };
         let local = node.config.identity(me, incarnation, 0);
         for (index, address) in addresses.iter().take(me.index()).enumerate() {
@@ -512,6 +538,12 @@ impl Node {
         self.shared.stop_dialing.store(true, Ordering::Relaxed);
         if driver.join().is_err() {
             log::error!("the control thread has panicked");
+        }
+        // After a loss the memory ends on a thread of its own, and the lease is given back then.
+        if let Some(etcd) = lock(&self.etcd).take().filter(|_| self.lost().is_none())
+            && etcd.join().is_err()
+        {
+            log::error!("the thread for etcd has panicked");
         }
         result
     }

@@ -9,6 +9,7 @@ use dsm_core::wire::{Channel, ClusterId, Hello, Identity, Incarnation};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::api::NodeError;
+use super::etcd::EtcdConfig;
 use crate::membership;
 
 /// One node of the cluster's list.
@@ -29,8 +30,11 @@ pub struct NodeConfig {
     pub cluster: String,
     /// This node's position in `nodes`.
     pub me: usize,
-    /// All nodes. The first one decides on membership.
+    /// All nodes. The first one decides on membership. Where etcd does: this node only, until the
+    /// node has started.
     pub nodes: Vec<NodeSpec>,
+    /// etcd, if it decides on membership.
+    pub etcd: Option<EtcdConfig>,
     /// Interval between heartbeats.
     pub heartbeat: Duration,
     /// Silence after which a node is lost.
@@ -61,6 +65,7 @@ impl NodeConfig {
             let nodes = self.nodes.len();
             return Err(invalid(format!("{nodes} nodes; a cluster has at most {NODES_MAX}")));
         }
+        self.check_etcd().map_err(invalid)?;
         if self.workers == 0 || self.workers > 64 {
             return Err(invalid(format!("{} workers; a node has 1 to 64", self.workers)));
         }
@@ -89,6 +94,20 @@ impl NodeConfig {
         membership.join_timeout_ms = self.join_timeout.map(whole_ms);
         membership.check().map_err(|error| invalid(error.to_string()))?;
         Ok(Checked { me, addresses, membership })
+    }
+
+    fn check_etcd(&self) -> Result<(), String> {
+        let Some(etcd) = &self.etcd else { return Ok(()) };
+        if etcd.endpoints.is_empty() || etcd.endpoints.iter().any(|it| !it.starts_with("http://")) {
+            return Err("etcd's addresses must be like http://127.0.0.1:2379".into());
+        }
+        if let Some(nodes) = etcd.nodes.filter(|nodes| !(1..=NODES_MAX).contains(nodes)) {
+            return Err(format!("{nodes} nodes; a cluster has 1 to {NODES_MAX}"));
+        }
+        if self.cluster.is_empty() || self.cluster.contains('/') {
+            return Err(format!("cluster name {:?} can't be part of etcd's keys", self.cluster));
+        }
+        Ok(())
     }
 
     pub(super) fn engine(&self, me: NodeId) -> EngineConfig {

@@ -24,12 +24,13 @@ use rustix::time::{ClockId, clock_gettime};
 use super::api::NodeError;
 use super::config::NodeConfig;
 use super::dialer::Connected;
+use super::etcd::Order;
 use super::links::{CONTROL_KIND, Link, Links, Source};
 use super::lost::{Lost, LostCallback, Registrations, end_regions};
 use super::regions::Directory;
 use super::status::Status;
 use crate::control::{ControlMessage, MemberMessage, RegionMessage};
-use crate::membership::{Action, EndReason, Event, Membership, State};
+use crate::membership::{Action, EndReason, Event, Machine, Said, State};
 use crate::sync::{Outcome, SyncError, SyncHome, SyncRequest};
 
 /// Callers whose handshake is under way at a time; more wait in the kernel's queue.
@@ -48,6 +49,7 @@ pub(super) enum ToDriver {
         reason: String,
     },
     Engine(EngineEvent),
+    Etcd(Said),
     Sync {
         request: SyncRequest,
         reply: Reply<Result<Outcome, SyncError>>,
@@ -145,7 +147,9 @@ pub(super) struct Setup {
     pub(super) config: Arc<NodeConfig>,
     pub(super) me: NodeId,
     pub(super) incarnation: u64,
-    pub(super) membership: Membership,
+    pub(super) membership: Box<dyn Machine>,
+    /// The thread that talks to etcd, where it decides.
+    pub(super) etcd: Option<Sender<Order>>,
     pub(super) listener: Listener,
     pub(super) engine: Arc<Engine>,
     pub(super) shared: Arc<Shared>,
@@ -172,6 +176,8 @@ pub(super) struct Driver {
     started: bool,
     closing: bool,
     someone_left: bool,
+    /// The node with the directory of regions is no member any more.
+    directory_left: bool,
     ended: bool,
 }
 
@@ -202,6 +208,7 @@ impl Driver {
             started: false,
             closing: false,
             someone_left: false,
+            directory_left: false,
             ended: false,
         })
     }
@@ -222,7 +229,7 @@ impl Driver {
                 && error != rustix::io::Errno::INTR
             {
                 log::error!("control thread: epoll_wait failed: {error}");
-                self.end_with(Lost { node: self.name(self.setup.me), reason: error.to_string() });
+                self.end_with(self.lost(self.setup.me, error.to_string()));
                 break;
             }
             // Before anything else: a process that was stopped finds out that it is out.
@@ -287,14 +294,20 @@ impl Driver {
                 let _ = self.setup.started.try_send(Ok(()));
             }
             Action::PeerLost { node, reason } => {
-                self.end_with(Lost { node: self.name(node), reason });
+                self.end_with(self.lost(node, reason));
                 let replies = self.home.node_lost(node);
                 self.answer(replies);
             }
             Action::PeerLeft { node } => self.peer_left(node),
             Action::NewEpoch { epoch, members } => log::info!("epoch {epoch}: {members:?}"),
-            Action::Propose(_) => {} // only where etcd decides
+            Action::Propose(proposal) => self.order(Order::Propose(proposal)),
             Action::Ended { reason } => self.end(reason),
+        }
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(etcd) = &self.setup.etcd {
+            let _ = etcd.send(order); // that thread ends only when nobody can ask it
         }
     }
 
@@ -307,6 +320,12 @@ impl Driver {
             self.send_regions(refusals);
         }
         self.someone_left = true;
+        if node.index() == 0 {
+            self.directory_left = true;
+            for (_, reply) in std::mem::take(&mut self.region_replies) {
+                let _ = reply.try_send(Err(self.no_directory()));
+            }
+        }
         // Its locks and counters are gone with it.
         for (_, (_, reply)) in self.sync_replies.extract_if(|_, (home, _)| *home == node) {
             let _ = reply.try_send(Err(SyncError::PeerLost { node }));
@@ -318,7 +337,14 @@ impl Driver {
         let uses_regions = !lock(&self.setup.shared.regions).is_empty();
         if uses_regions && !self.closing {
             let reason = "it left while regions were in use".into();
-            self.end_with(Lost { node: self.name(node), reason });
+            self.end_with(self.lost(node, reason));
+        }
+    }
+
+    fn no_directory(&self) -> NodeError {
+        let first = self.setup.config.nodes.first().map_or("", |spec| &spec.name);
+        NodeError::Region {
+            reason: format!("node {first}, which places regions and their blocks, has left"),
         }
     }
 
@@ -326,20 +352,24 @@ impl Driver {
         self.ended = true;
         let _ = self.setup.started.try_send(Err(NodeError::Join { reason: reason.to_string() }));
         if reason != EndReason::Left {
-            let node = self.culprit(&reason);
-            self.end_with(Lost { node, reason: reason.to_string() });
+            self.end_with(self.lost(self.culprit(&reason), reason.to_string()));
         }
         self.fail_all(&NodeError::Closed);
     }
 
     /// The node that a user should look at.
-    fn culprit(&self, reason: &EndReason) -> String {
-        match reason {
-            EndReason::Unreachable { name, .. }
-            | EndReason::Disconnected { name, .. }
-            | EndReason::DecidingNodeEnded { name, .. } => name.clone(),
-            _ => self.name(self.setup.me),
-        }
+    fn culprit(&self, reason: &EndReason) -> NodeId {
+        let deciding = match reason {
+            EndReason::Unreachable { .. }
+            | EndReason::Disconnected { .. }
+            | EndReason::DecidingNodeEnded { .. } => NodeId::new(0),
+            _ => None,
+        };
+        deciding.unwrap_or(self.setup.me)
+    }
+
+    fn lost(&self, node: NodeId, reason: String) -> Lost {
+        Lost { node: self.name(node), index: node.index(), reason }
     }
 
     /// The regions end, once; waiting requests end with them.
@@ -364,6 +394,8 @@ impl Driver {
             Arc::clone(&self.setup.engine),
             Arc::clone(&self.setup.shared.registrations),
             self.setup.on_lost.clone(),
+            // The lease is given back only when the memory has ended.
+            self.setup.etcd.clone(),
         );
     }
 
@@ -376,20 +408,20 @@ impl Driver {
     }
 
     fn publish(&self) {
-        let membership = &self.setup.membership;
+        let verdict = self.setup.membership.verdict();
         let mut status = lock(&self.setup.shared.status);
-        status.epoch = membership.epoch();
+        status.epoch = verdict.epoch;
         status.ended = self.ended || lock(&self.setup.shared.lost).is_some();
-        status.running = matches!(membership.state(), State::Running | State::Leaving { .. });
-        status.members = membership.members();
-        status.live = membership.live();
-        status.missing = membership.missing();
+        status.running = matches!(verdict.state, State::Running | State::Leaving { .. });
+        status.members = verdict.members;
+        status.live = verdict.live;
+        status.missing = verdict.missing;
     }
 
     // Connections.
 
     fn identity(&self) -> Identity {
-        let epoch = self.setup.membership.epoch();
+        let epoch = self.setup.membership.verdict().epoch;
         self.setup.config.identity(self.setup.me, self.setup.incarnation, epoch)
     }
 
@@ -606,9 +638,10 @@ impl Driver {
             }
             ToDriver::Engine(EngineEvent::MemoryFailed { region, reason }) => {
                 let reason = format!("memory of region {} failed: {reason}", region.0);
-                self.end_with(Lost { node: self.name(self.setup.me), reason });
+                self.end_with(self.lost(self.setup.me, reason));
             }
             ToDriver::Engine(EngineEvent::MemoryFull { region }) => self.memory_full(region),
+            ToDriver::Etcd(said) => self.step(Event::Etcd(said)),
             ToDriver::Sync { request, reply } => self.sync(request, reply),
             ToDriver::Open { ticket, name, bytes, overcommit, reply } => {
                 if self.expect(ticket, reply) {
@@ -629,6 +662,7 @@ impl Driver {
                 if let Err(error) = outrank() {
                     log::debug!("control thread: no real-time priority: {error}");
                 }
+                self.order(Order::Outrank);
                 let nodes = self.setup.config.nodes.len();
                 let take = |index| {
                     let link =
@@ -671,6 +705,10 @@ impl Driver {
     fn expect(&mut self, ticket: u64, reply: Reply<RegionReply>) -> bool {
         if let Some(lost) = lock(&self.setup.shared.lost).clone() {
             let _ = reply.try_send(Err(NodeError::Lost(lost)));
+            return false;
+        }
+        if self.directory_left {
+            let _ = reply.try_send(Err(self.no_directory()));
             return false;
         }
         self.region_replies.insert(ticket, reply);

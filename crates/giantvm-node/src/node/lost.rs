@@ -12,6 +12,8 @@ use dsm_core::pages::sigbus::Registration;
 pub struct Lost {
     /// Name of the node; this node's own if it is the one that is out.
     pub node: String,
+    /// Its position in the cluster's list.
+    pub index: usize,
     /// What happened to it.
     pub reason: String,
 }
@@ -27,12 +29,13 @@ const GRACE: Duration = Duration::from_millis(200);
 pub(super) type Registrations = Arc<Mutex<Vec<Registration>>>;
 
 /// Ends all regions: tells the program, marks the memory, ends waiting accesses. On its own thread,
-/// since the program's callback may take its time.
+/// since the program's callback may take its time. Drops `until_ended` when they have ended.
 pub(super) fn end_regions(
     lost: Lost,
     engine: Arc<Engine>,
     registrations: Registrations,
     callback: Option<Arc<LostCallback>>,
+    until_ended: impl Send + 'static,
 ) {
     let end = move || {
         if let Some(callback) = callback {
@@ -53,6 +56,7 @@ pub(super) fn end_regions(
         if let Err(error) = engine.end() {
             log::error!("can't end the regions: {error}");
         }
+        drop(until_ended);
     };
     if let Err(error) = std::thread::Builder::new().name("gvm-end".into()).spawn(end) {
         log::error!("can't start the thread that ends the regions: {error}");

@@ -42,6 +42,7 @@ fn config(folder: &Path, nodes: usize, me: usize) -> NodeConfig {
         memory_bytes: 256 << 20,
     };
     NodeConfig {
+        etcd: None,
         cluster: "test".into(),
         me,
         nodes: (0..nodes).map(spec).collect(),

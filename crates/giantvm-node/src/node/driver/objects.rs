@@ -25,7 +25,7 @@ impl Driver {
             return;
         }
         let Some(home) = home_of(&request.name, self.setup.config.nodes.len()) else { return };
-        if !self.setup.membership.members().contains(home) {
+        if !self.setup.membership.verdict().members.contains(home) {
             let _ = reply.try_send(Err(SyncError::PeerLost { node: home }));
             return;
         }
