@@ -25,6 +25,7 @@ from typing import Any, Final
 import pytest
 
 import giantvm
+from etcd import Etcd
 from giantvm import Config, Lost, Node, NodeSpec
 from network import Network, enter
 
@@ -82,14 +83,19 @@ class NodeProcess:
     """The process of one node."""
 
     def __init__(
-        self, config: Config, name: str, directory: Path, namespace: str | None = None
+        self,
+        config: Config,
+        name: str,
+        directory: Path,
+        namespace: str | None = None,
+        own: NodeSpec | None = None,
     ) -> None:
         self.name = name
         self._log = directory / f"{name}.log"
         self.link: multiprocessing.connection.Connection
         self.link, child = _SPAWN.Pipe()
         self._process = _SPAWN.Process(
-            target=_serve, args=(config, name, directory, namespace, child)
+            target=_serve, args=(config, own or name, directory, namespace, child)
         )
         self._process.start()
         self._calls = 0
@@ -161,24 +167,32 @@ class Cluster:
         heartbeat_ms: int = 100,
         timeout_ms: int = 2000,
         network: Network | None = None,
+        etcd: Etcd | None = None,
     ) -> None:
         skip_without_kernel()
         self.network = network
         self.directory = Path(tempfile.mkdtemp(prefix="giantvm-"))
+        specs = tuple(
+            NodeSpec(name, self._address(index, name), memory_bytes)
+            for index, name in enumerate(nodes)
+        )
         self.config = Config(
             "test",
-            tuple(
-                NodeSpec(name, self._address(index, name), memory_bytes)
-                for index, name in enumerate(nodes)
-            ),
+            () if etcd else specs,
             heartbeat_ms=heartbeat_ms,
             timeout_ms=timeout_ms,
+            etcd=(etcd.address,) if etcd else (),
+            node_count=len(specs) if etcd else None,
         )
         self.nodes = [
             NodeProcess(
-                self.config, name, self.directory, None if network is None else network.namespace(i)
+                self.config,
+                spec.name,
+                self.directory,
+                None if network is None else network.namespace(i),
+                spec if etcd else None,
             )
-            for i, name in enumerate(nodes)
+            for i, spec in enumerate(specs)
         ]
         try:
             for node in self.nodes:
@@ -259,11 +273,13 @@ def one_node(directory: Path) -> Node:
 
 def _serve(
     config: Config,
-    name: str,
+    node: NodeSpec | str,
     directory: Path,
     namespace: str | None,
     link: multiprocessing.connection.Connection,
 ) -> None:
+    own = None if isinstance(node, str) else node
+    name = node if isinstance(node, str) else node.name
     log = os.open(directory / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 2)
     os.close(log)
@@ -276,12 +292,19 @@ def _serve(
     try:
         if namespace is not None:
             enter(namespace)
-        node = giantvm.Node(config, name, insecure=namespace is not None, on_lost=on_lost)
+        joined = giantvm.Node(
+            config,
+            name,
+            listen=None if own is None else own.listen,
+            memory_bytes=None if own is None else own.memory_bytes,
+            insecure=namespace is not None,
+            on_lost=on_lost,
+        )
     except Exception as error:
         link.send((0, False, error, traceback.format_exc()))
         return
-    with node:
-        site = Site(node, directory, lost=told)
+    with joined:
+        site = Site(joined, directory, lost=told)
         link.send((0, True, None, ""))
         while True:
             try:

@@ -71,6 +71,14 @@ class Network:
         """Plugs it in again."""
         self._ip(0, f"link set port{index} master hub")
 
+    def hide(self, index: int, other: int) -> None:
+        """Takes from a machine its way to another one: what it sends there is lost."""
+        self._ip(index + 1, f"route add blackhole {self.address(other)}/32")
+
+    def show(self, index: int, other: int) -> None:
+        """Gives it back."""
+        self._ip(index + 1, f"route del blackhole {self.address(other)}/32")
+
     def _ip(self, holder: int, *commands: str) -> None:
         done = subprocess.run(
             ["nsenter", "-t", str(self._holders[holder].pid), "-n", "ip", "-batch", "-"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,45 @@ def test_any_text_is_read_or_refused_with_its_source(text: str) -> None:
         Config.parse(text, source="some.toml")
     except ConfigError as error:
         assert str(error).startswith("some.toml: ")
+
+
+ETCD = """
+[cluster]
+name = "demo"
+etcd = ["http://127.0.0.1:2379", "http://[::1]:2379"]
+nodes = 3
+"""
+
+
+def test_a_cluster_with_etcd_has_no_list() -> None:
+    config = Config.parse(ETCD)
+    assert config.etcd == ("http://127.0.0.1:2379", "http://[::1]:2379")
+    assert (config.node_count, config.nodes, config.timeout_ms) == (3, (), 5000)
+    config.check_addresses(insecure=False)
+    assert Config.parse(ETCD.replace("nodes = 3", "")).node_count is None
+    found = config.with_nodes([NodeSpec("a", "127.0.0.1:7001")])
+    assert found.index("a") == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("nodes = 3", "nodes = 0", "nodes is 0: give between 1 and 64"),
+        ("nodes = 3", "nodes = 65", "nodes is 65"),
+        ('"http://127.0.0.1:2379", "http://[::1]:2379"', "", "etcd is empty"),
+        ("http://127.0.0.1:2379", "https://127.0.0.1:2379", "TLS is not supported"),
+        ("http://127.0.0.1:2379", "127.0.0.1:2379", "no address like http://127.0.0.1:2379"),
+        ('["http://127.0.0.1:2379", "http://[::1]:2379"]', "5", "etcd must be an array"),
+        ("nodes = 3", 'nodes = 3\n[[node]]\nname = "a"\nlisten = "unix:/a"', "there are no"),
+    ],
+)
+def test_what_cannot_work_with_etcd_is_refused(old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Config.parse(ETCD.replace(old, new))
+
+
+def test_an_etcd_that_others_can_reach_needs_leave() -> None:
+    config = Config.parse(ETCD.replace("127.0.0.1", "10.0.0.5"))
+    with pytest.raises(ConfigError, match="without TLS or a password"):
+        config.check_addresses(insecure=False)
+    config.check_addresses(insecure=True)

@@ -16,6 +16,7 @@ __all__ = [
     "NativeRegion",
     "NativeRequest",
     "NativeVm",
+    "query_nodes",
     "query_status",
     "version",
 ]
@@ -28,6 +29,12 @@ def query_status(address: str, cluster_name: str, timeout_ms: int) -> str:
 
     Returns what `NativeNode.status_json` returns there. `giantvm.TimeoutError` if no answer comes
     in time, `giantvm.ClusterError` if nobody listens there or another cluster does.
+    """
+
+def query_nodes(etcd: list[str], cluster_name: str, timeout_ms: int) -> list[tuple[str, str, int]]:
+    """Asks etcd for the nodes of a cluster: name, address and share of memory of each.
+
+    `giantvm.ClusterError` if it does not answer, or knows no node of that cluster.
     """
 
 @final
@@ -49,13 +56,19 @@ class NativeNode:
         insecure: bool,
         connect_timeout_ms: int,
         on_lost: Callable[[str, int, str], None] | None,
+        etcd: list[str],
+        etcd_nodes: int | None,
     ) -> Self:
-        """Joins the cluster; returns when all nodes of the list are connected.
+        """Joins the cluster; returns when all its nodes are connected.
 
-        The lists have an entry for each node, and `index` is this node's place in them. `on_lost`
-        is called once, with name, index and reason, in a thread of its own; the end of the regions
-        waits for it for a bounded time only.
+        The lists have an entry for each node, and `index` is this node's place in them; with
+        addresses of `etcd` they have one for this node only, and `etcd_nodes` are awaited.
+        `on_lost` is called once, with name, index and reason, in a thread of its own; the end of
+        the regions waits for it for a bounded time only.
         """
+
+    def nodes(self) -> list[tuple[str, str, int]]:
+        """The nodes of the cluster, in order: name, address and share of memory of each."""
 
     def epoch(self) -> int:
         """The membership epoch: it rises whenever a node joins, leaves or is lost."""

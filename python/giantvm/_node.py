@@ -6,7 +6,7 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,8 @@ class Node:
 
     The cluster is a `Config`, the path of a cluster file, or a list of nodes. `name` may be left
     out where there is only one. Making a node connects it to all others of the list, and waits up
-    to `timeout_s` seconds for them to start, in any order.
+    to `timeout_s` seconds for them to start, in any order. Where etcd decides there is no list:
+    give this node's `name`, where it is to `listen`, and its share of memory (default: 1 GiB).
 
     `on_lost` is called, in a thread of its own, when a node is lost: the cluster's regions end
     then, and this process ends when it touches memory that it can't vouch for. `insecure` allows
@@ -56,21 +57,27 @@ class Node:
         name: str | None = None,
         *,
         nodes: Sequence[NodeSpec] | None = None,
+        listen: str | None = None,
+        memory_bytes: int | None = None,
         insecure: bool = False,
         timeout_s: float = 30.0,
         on_lost: Callable[[Lost], None] | None = None,
     ) -> None:
-        self._config = cluster = _cluster(config, nodes)
+        given = cluster = _cluster(config, nodes)
+        if cluster.etcd:
+            # Whether a virtual machine fits is known when the other nodes are.
+            cluster = replace(cluster, vm=None, nodes=(_own(name, listen, memory_bytes),))
+        elif listen is not None or memory_bytes is not None:
+            raise ConfigError("listen and memory are in the cluster's list: leave them out")
         cluster.check_addresses(insecure=insecure)
         if name is None:
             if len(cluster.nodes) > 1:
                 raise ConfigError("name the node that this process is: there is more than one")
             name = cluster.nodes[0].name
-        self._index = cluster.index(name)
         self._vms: weakref.WeakSet[Vm] = weakref.WeakSet()
         self._native = NativeNode(
             name,
-            self._index,
+            cluster.index(name),
             [node.name for node in cluster.nodes],
             [node.listen for node in cluster.nodes],
             cluster.name,
@@ -82,7 +89,11 @@ class Node:
             insecure,
             milliseconds(timeout_s),
             None if on_lost is None else lambda *what: on_lost(Lost(*what)),
+            list(cluster.etcd),
+            cluster.node_count,
         )
+        self._config = given.with_nodes(NodeSpec(*spec) for spec in self._native.nodes())
+        self._index = self._config.index(name)
 
     @property
     def config(self) -> Config:
@@ -208,6 +219,14 @@ def _cluster(
     if nodes is not None:
         return Config("giantvm", tuple(nodes))
     return config if isinstance(config, Config) else Config.load(config or "")
+
+
+def _own(name: str | None, listen: str | None, memory_bytes: int | None) -> NodeSpec:
+    if name is None or listen is None:
+        raise ConfigError(
+            "with etcd, a node needs a name and the address that it listens on (--node, --listen)"
+        )
+    return NodeSpec(name, listen) if memory_bytes is None else NodeSpec(name, listen, memory_bytes)
 
 
 _NAME_BYTES_MAX = 200

@@ -41,6 +41,10 @@ def run(config: Config, path: str) -> int:
     """
     if config.vm is None:
         raise ConfigError(f"{config.source}: there is no virtual machine: add a [vm] table")
+    if config.etcd:
+        raise ConfigError(
+            f"{config.source}: with etcd, start `python -m giantvm.node` for each node"
+        )
     for node in config.nodes:
         if not node.is_local:
             raise ConfigError(

@@ -12,7 +12,7 @@ import giantvm
 from giantvm import profile, status
 from giantvm._run import run
 from giantvm.config import Config
-from giantvm.errors import ConfigError
+from giantvm.errors import ConfigError, Error
 from giantvm.symbols import Symbols
 
 __all__ = ["main"]
@@ -31,9 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = Config.load(options.config)
         if options.command == "run":
             return run(config, options.config)
-    except ConfigError as error:
+        config = status.find_nodes(config, options.timeout)
+    except Error as error:
         print(f"giantvm: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigError) else 1
     if options.command == "top":
         return _top(config, options)
     return _status(config, options.timeout, options.interval, as_json=options.json)

@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, TypeGuard
 
@@ -28,6 +28,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SIZE: Final = re.compile(r"([0-9]+) ?(B|KiB|MiB|GiB|TiB)?")
 _UNITS: Final = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE_MAX: Final = 2**47
+_ETCD: Final = re.compile(r"http://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?")
 _UNIX_PATH_MAX: Final = 107
 _MEMORY_MIN: Final = 2**21
 _HEARTBEATS_PER_TIMEOUT_MIN: Final = 6
@@ -72,6 +73,11 @@ def _check_listen(listen: str, where: str) -> None:
         )
     if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         raise ConfigError(f"{where}: the port of {listen!r} is not between 1 and 65535")
+
+
+def _place(address: str) -> str:
+    """The `HOST:PORT` of an address of etcd."""
+    return address.removeprefix("http://").rstrip("/")
 
 
 def _is_local(listen: str) -> bool:
@@ -120,7 +126,9 @@ class NodeSpec:
 class Config:
     """A cluster: its nodes, in the order that is the same for all of them.
 
-    The first node decides who belongs to the cluster. `ConfigError` where a field is wrong.
+    The first node decides who belongs to the cluster; or, where `etcd` is given, etcd does. Then
+    the nodes find each other through it: `nodes` is empty, and `node_count` says how many to wait
+    for, at one node at least. `ConfigError` where a field is wrong.
     """
 
     name: str
@@ -139,6 +147,10 @@ class Config:
     """The virtual machine that runs over the cluster, if there is one."""
     source: str = field(default="<arguments>", compare=False)
     """Where the configuration comes from, for messages."""
+    etcd: tuple[str, ...] = ()
+    """Addresses of etcd, like `http://127.0.0.1:2379`, one of each member, if it decides."""
+    node_count: int | None = None
+    """How many nodes the cluster has, if etcd decides; `None` leaves it to other nodes to say."""
 
     def __post_init__(self) -> None:
         try:
@@ -160,14 +172,33 @@ class Config:
         _check_range("workers", self.workers, 1, 64)
         if not _is_wait_mode(self.wait):
             raise ConfigError(f"wait is {self.wait!r}: use one of {', '.join(_WAIT_MODES)}")
-        if not self.nodes:
+        self._check_etcd()
+        if not self.nodes and not self.etcd:
             raise ConfigError("there is no node: add a [[node]] table for each")
         if len(self.nodes) > NODES_MAX:
             raise ConfigError(f"{len(self.nodes)} nodes are more than the {NODES_MAX} supported")
         _check_unique("name", (node.name for node in self.nodes))
         _check_unique("listen", (node.listen for node in self.nodes))
-        if self.vm is not None:
+        if self.vm is not None and self.nodes:
             self.vm.check_nodes([node.name for node in self.nodes])
+
+    def _check_etcd(self) -> None:
+        if not self.etcd:
+            if self.node_count is not None:
+                raise ConfigError("nodes is only for a cluster with etcd: add a [[node]] for each")
+            return
+        for address in self.etcd:
+            if _ETCD.fullmatch(address) is None:
+                raise ConfigError(
+                    f"etcd: {address!r} is no address like http://127.0.0.1:2379; TLS is not "
+                    "supported"
+                )
+        if self.node_count is not None:
+            _check_range("nodes", self.node_count, 1, NODES_MAX)
+
+    def with_nodes(self, nodes: Iterable[NodeSpec]) -> Config:
+        """The same cluster with the nodes that etcd knows."""
+        return replace(self, nodes=tuple(nodes))
 
     def index(self, name: str) -> int:
         """The position of the node called `name`; `ConfigError` if there is none."""
@@ -188,6 +219,13 @@ class Config:
 
         Whoever reaches a node can read and write its regions: there is no authentication yet.
         """
+        if self.etcd and not insecure:
+            remote_etcd = [address for address in self.etcd if not _is_local(_place(address))]
+            if remote_etcd:
+                raise ConfigError(
+                    f"{self.source}: etcd at {remote_etcd[0]} is reached without TLS or a "
+                    "password: pass insecure=True (--insecure) on a network that you trust"
+                )
         remote = [node for node in self.nodes if not node.is_local]
         if remote and not insecure:
             raise ConfigError(
@@ -219,7 +257,7 @@ class Config:
             cluster = Table(
                 top.table("cluster"),
                 "[cluster]",
-                {"name", "heartbeat_ms", "timeout_ms", "workers", "wait"},
+                {"name", "heartbeat_ms", "timeout_ms", "workers", "wait", "etcd", "nodes"},
             )
             nodes = tuple(
                 _parse_node(Table(entry, f"[[node]] number {position}", _NODE_KEYS))
@@ -232,14 +270,24 @@ class Config:
                 )
             name = cluster.text("name")
             heartbeat_ms = cluster.integer("heartbeat_ms", 100)
-            timeout_ms = cluster.integer("timeout_ms", 2000)
+            etcd = tuple(cluster.texts("etcd"))
+            if "etcd" in cluster and not etcd:
+                raise ConfigError("[cluster]: etcd is empty: give an address, or leave it out")
+            if etcd and nodes:
+                raise ConfigError(
+                    "[cluster]: with etcd there are no [[node]] tables: each node is described "
+                    "where it is started (--node, --listen, --memory)"
+                )
+            # A lease must outlast a restart of etcd.
+            timeout_ms = cluster.integer("timeout_ms", 5000 if etcd else 2000)
             workers = cluster.integer("workers", 1)
             vm = None
             if "vm" in top:
                 vm = parse_vm(top.table("vm"), Path(source).parent, parse_size)
+            count = cluster.integer("nodes", 0) if "nodes" in cluster else None
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-        return cls(name, nodes, heartbeat_ms, timeout_ms, workers, wait, vm, source)
+        return cls(name, nodes, heartbeat_ms, timeout_ms, workers, wait, vm, source, etcd, count)
 
 
 _NODE_KEYS: Final = {"name", "listen", "memory"}

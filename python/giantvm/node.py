@@ -21,7 +21,7 @@ from giantvm._load import load
 from giantvm._machine import EXIT_LOST, StoppedError, die_with, exit_status, serve, tell
 from giantvm._vm import Outcome
 from giantvm.cli import seconds
-from giantvm.config import Config
+from giantvm.config import Config, parse_size
 from giantvm.errors import ConfigError, Error, NodeLost
 
 __all__ = ["EXIT_LOST", "main"]
@@ -76,6 +76,8 @@ def _run(
     with Node(
         config,
         options.node,
+        listen=options.listen,
+        memory_bytes=None if options.memory is None else parse_size(options.memory),
         insecure=options.insecure,
         timeout_s=options.timeout,
         # The native node says on stderr who is lost, and why.
@@ -130,6 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     # For `giantvm run`: whose end is this one's, and where to tell the end of the virtual machine.
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--outcome-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--listen", metavar="ADDRESS", help="with etcd: where it listens, HOST:PORT or unix:/PATH"
+    )
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="with etcd: its share of memory (default: 1GiB)"
+    )
     parser.add_argument(
         "--insecure",
         action="store_true",

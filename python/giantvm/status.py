@@ -26,14 +26,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from giantvm._native import query_status
+from giantvm._native import query_nodes, query_status
 from giantvm._time import milliseconds
 from giantvm.config import Config, NodeSpec
 from giantvm.errors import Error
 from giantvm.stats import FAULT_KINDS
 from giantvm.tables import align, quantity
 
-__all__ = ["Sample", "query", "render"]
+__all__ = ["Sample", "find_nodes", "query", "render"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,14 @@ class Sample:
     """Its status."""
     error: str | None
     """Why it gave none."""
+
+
+def find_nodes(config: Config, timeout_s: float) -> Config:
+    """The cluster with its nodes, which etcd is asked for where it decides; `ClusterError`."""
+    if not config.etcd:
+        return config
+    found = query_nodes(list(config.etcd), config.name, milliseconds(timeout_s))
+    return config.with_nodes(NodeSpec(*spec) for spec in found)
 
 
 def query(config: Config, timeout_s: float) -> list[Sample]:

@@ -34,18 +34,41 @@ fn query_status(
         .map_err(errors::to_python)
 }
 
+/// Asks etcd for the nodes of a cluster: name, address and share of memory of each.
+#[pyfunction]
+fn query_nodes(
+    py: Python<'_>,
+    etcd: Vec<String>,
+    cluster_name: &str,
+    timeout_ms: u64,
+) -> PyResult<Vec<(String, String, u64)>> {
+    let timeout = Duration::from_millis(timeout_ms);
+    let nodes = py
+        .detach(|| giantvm_node::node::query_nodes(&etcd, cluster_name, timeout))
+        .map_err(errors::to_python)?;
+    Ok(nodes.into_iter().map(|it| (it.name, it.address, it.memory_bytes)).collect())
+}
+
 /// The native half of the package `giantvm`; private.
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     log_lines::install();
     exit::install(module)?;
-    let all =
-        ["NativeNode", "NativeRegion", "NativeRequest", "NativeVm", "query_status", "version"];
+    let all = [
+        "NativeNode",
+        "NativeRegion",
+        "NativeRequest",
+        "NativeVm",
+        "query_nodes",
+        "query_status",
+        "version",
+    ];
     module.add("__all__", all)?;
     module.add_class::<node::NativeNode>()?;
     module.add_class::<region::NativeRegion>()?;
     module.add_class::<vm::NativeRequest>()?;
     module.add_class::<vm::NativeVm>()?;
+    module.add_function(wrap_pyfunction!(query_nodes, module)?)?;
     module.add_function(wrap_pyfunction!(query_status, module)?)?;
     module.add_function(wrap_pyfunction!(version, module)?)
 }

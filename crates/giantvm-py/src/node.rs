@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dsm_core::engine::WaitMode;
 use giantvm_node::node::{
-    Lost, LostCallback, Node, NodeConfig, NodeError, NodeSpec, Patience, Region,
+    EtcdConfig, Lost, LostCallback, Node, NodeConfig, NodeError, NodeSpec, Patience, Region,
 };
 use giantvm_node::sync::{Outcome, SyncError, SyncOp};
 use pyo3::exceptions::{PyBufferError, PyValueError};
@@ -101,10 +101,9 @@ fn wait_mode(name: &str) -> PyResult<WaitMode> {
     }
 }
 
-fn callback(on_lost: Py<PyAny>, names: Vec<String>) -> Arc<LostCallback> {
+fn callback(on_lost: Py<PyAny>) -> Arc<LostCallback> {
     let call = move |py: Python<'_>, lost: &Lost| {
-        let index = names.iter().position(|name| *name == lost.node).unwrap_or(0);
-        if let Err(error) = on_lost.call1(py, (&lost.node, index, &lost.reason)) {
+        if let Err(error) = on_lost.call1(py, (&lost.node, lost.index, &lost.reason)) {
             error.write_unraisable(py, Some(on_lost.bind(py)));
         }
     };
@@ -115,7 +114,7 @@ fn callback(on_lost: Py<PyAny>, names: Vec<String>) -> Arc<LostCallback> {
 impl NativeNode {
     #[new]
     #[pyo3(signature = (name, index, names, addresses, cluster_name, memory_bytes, heartbeat_ms,
-        timeout_ms, workers, wait, insecure, connect_timeout_ms, on_lost))]
+        timeout_ms, workers, wait, insecure, connect_timeout_ms, on_lost, etcd, etcd_nodes))]
     #[expect(clippy::too_many_arguments, reason = "the configuration, one by one")]
     fn new(
         py: Python<'_>,
@@ -132,6 +131,8 @@ impl NativeNode {
         insecure: bool,
         connect_timeout_ms: u64,
         on_lost: Option<Py<PyAny>>,
+        etcd: Vec<String>,
+        etcd_nodes: Option<usize>,
     ) -> PyResult<Self> {
         if names.len() != addresses.len() || names.len() != memory_bytes.len() {
             return Err(ConfigError::new_err("lists of nodes with different lengths"));
@@ -140,7 +141,7 @@ impl NativeNode {
             return Err(ConfigError::new_err(format!("node {name:?} is not number {index}")));
         }
         log_lines::name_node(name);
-        let on_lost = on_lost.map(|on_lost| callback(on_lost, names.clone()));
+        let on_lost = on_lost.map(callback);
         let nodes = names.into_iter().zip(addresses).zip(memory_bytes);
         let config = NodeConfig {
             cluster: cluster_name,
@@ -154,7 +155,7 @@ impl NativeNode {
             wait: wait_mode(wait)?,
             insecure,
             join_timeout: None,
-            etcd: None,
+            etcd: (!etcd.is_empty()).then_some(EtcdConfig { endpoints: etcd, nodes: etcd_nodes }),
         };
         let node = self::wait(py, Some(connect_timeout_ms), |patience| {
             Node::start(config, on_lost, patience)
@@ -165,6 +166,13 @@ impl NativeNode {
             exports: AtomicUsize::new(0),
         };
         Ok(Self { state: Owned::new(Arc::new(state)) })
+    }
+
+    /// The nodes of the cluster: name, address and share of memory of each.
+    fn nodes(&self) -> PyResult<Vec<(String, String, u64)>> {
+        let node = self.node()?;
+        let fields = |it: &NodeSpec| (it.name.clone(), it.address.clone(), it.memory_bytes);
+        Ok(node.config().nodes.iter().map(fields).collect())
     }
 
     fn epoch(&self) -> PyResult<u64> {
