@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import signal
 import time
@@ -21,6 +22,8 @@ from network import Network
 from test_lost_node import ends_as_stated, load
 
 TIMEOUT_MS: Final = 3000
+RESTART_MS: Final = 10_000
+"""A lease that outlasts a restart of etcd."""
 SERVER: Final = 3
 """The machine of a network that etcd runs on; the nodes are on those before it."""
 
@@ -161,8 +164,38 @@ def test_under_load_every_node_ends_as_stated(victim: int, etcd: Etcd) -> None:
                 ends_as_stated(node, cluster.nodes[victim].name)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(100))
+def test_a_hundred_losses_at_random_moments(seed: int, network: Network) -> None:
+    chance = random.Random(seed)
+    way: Way = chance.choice([kill, stop, cut, cut_from_etcd, cut_from_peers])
+    victim = chance.randrange(3)
+    restarts = seed == 0
+    server = Etcd(network.address(SERVER), network.namespace(SERVER))
+    timeout_ms = RESTART_MS if restarts else TIMEOUT_MS
+    with server, Cluster(timeout_ms=timeout_ms, network=network, etcd=server) as cluster:
+        load(cluster, seed)
+        if restarts:
+            server.kill()
+            server.start()
+        lost = cluster.nodes[victim]
+        # A moment that differs from run to run: the load needs none of them to be exact.
+        lost.link.poll(0.05 + chance.random() * 0.2)
+        way(cluster, victim)
+        try:
+            for node in cluster.nodes:
+                if node is not lost:
+                    ends_as_stated(node, lost.name)
+            if way is stop:
+                lost.signal(signal.SIGCONT)
+            if way is not kill:
+                ends_as_stated(lost, lost.name)
+        finally:
+            mend(way, victim, network)
+
+
 def test_etcd_may_restart_under_load(etcd: Etcd) -> None:
-    with Cluster(timeout_ms=10_000, etcd=etcd) as cluster:
+    with Cluster(timeout_ms=RESTART_MS, etcd=etcd) as cluster:
         load(cluster, 1)
         etcd.kill()
         etcd.start()
