@@ -73,8 +73,14 @@ fn a_hold_completes_whatever_pages_it_names() {
 fn every_seeded_mistake_is_noticed() {
     let mut missed = Vec::new();
     let mut configs = configs();
+    let world = std::env::var("GIANTVM_MODEL").unwrap_or_default();
+    configs.retain(|(config, _)| config.name.contains(&world));
     configs.sort_by_key(|(config, _)| config.scripts.iter().map(|s| s.ops.len()).sum::<usize>());
+    let only = std::env::var("GIANTVM_MUTATION").unwrap_or_default();
     for mutation in Mutation::ALL {
+        if !format!("{mutation:?}").contains(&only) {
+            continue;
+        }
         let caught = configs.iter().find_map(|(config, _)| {
             let mutant = Config { mutation: Some(mutation), ..config.clone() };
             let report = explore(&mutant, 300_000);
@@ -101,6 +107,7 @@ fn configs() -> Vec<(Config, &'static str)> {
     configs.extend(features());
     configs.extend(evictions());
     configs.extend(losses());
+    configs.extend(support::walks::configs());
     configs
 }
 

@@ -96,7 +96,9 @@ fn world(seed: u64) -> (Config, Pace) {
         config.share = (pages as usize).div_ceil(nodes);
         config.capacity = config.share + EPISODE_PAGES + 1;
     }
-    if nodes > 1 && random.one_in(5) {
+    if !limited && random.one_in(4) {
+        share_tables(&mut config, &mut random);
+    } else if nodes > 1 && random.one_in(5) {
         config.loss = Some(random.below(nodes as u64) as usize);
     }
     let pace = Pace {
@@ -110,6 +112,33 @@ fn world(seed: u64) -> (Config, Pace) {
     (config, pace)
 }
 
+/// Has the first pages be page tables. Two nodes store to them, each to a word of its own.
+fn share_tables(config: &mut Config, random: &mut Random) {
+    let tables = 1 + random.below(config.pages.min(4));
+    config.tables = (0..tables).collect();
+    config.features.walk_shared = Some(random.below(3) as u8);
+    config.fifo = true;
+    let is_table = |page: &Page| page.0 < tables;
+    for Script { node, ops } in &mut config.scripts {
+        for op in ops {
+            match op {
+                Op::Hold(pages, _) => pages.retain(|page| !is_table(page)),
+                Op::Prefetch(_) => {}
+                Op::Access(uses) => {
+                    for (_, how) in uses.iter_mut().filter(|(page, _)| is_table(page)) {
+                        *how = match (*how, *node) {
+                            (Use::Write, 0) if random.one_in(6) => Use::Spoil,
+                            (Use::Write, 0..2) => Use::Store(*node as u16),
+                            (Use::Write, _) => Use::Walk,
+                            (how, _) => how,
+                        };
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn features(random: &mut Random) -> Features {
     if random.one_in(8) {
         return PLAIN;
@@ -121,6 +150,7 @@ fn features(random: &mut Random) -> Features {
         migratory: !random.one_in(4),
         unchanged: !random.one_in(4),
         check: true,
+        walk_shared: None,
     }
 }
 

@@ -202,7 +202,8 @@ fn a_hello_of_another_make_is_refused_with_the_reason() {
     };
     let refusal = patched(8, 9);
     assert_eq!(refusal.code, RefusalCode::Protocol);
-    assert!(refusal.reason.contains("version 9") && refusal.reason.contains("version 2"));
+    let ours = format!("version {}", dsm_core::wire::PROTOCOL_VERSION);
+    assert!(refusal.reason.contains("version 9") && refusal.reason.contains(&ours));
     let refusal = patched(49, 0x40);
     assert_eq!(refusal.code, RefusalCode::PageSize);
     assert!(refusal.reason.contains("16384") && refusal.reason.contains("4096"));

@@ -8,8 +8,9 @@ use std::fs;
 use std::path::Path;
 
 use dsm_core::protocol::{
-    Companion, Grant, HandOver, Hint, Invalidate, InvalidateAck, Message, PageGrant, Request,
-    Right, Room, RoomUnused, RoomWanted,
+    Change, Companion, Freeze, Grant, HandOver, Hint, Invalidate, InvalidateAck, Join, Link,
+    Message, Offer, PageGrant, Report, Request, Right, Room, RoomUnused, RoomWanted, Walk,
+    WalkTable,
 };
 use dsm_core::wire::{
     Answer, Channel, ClusterId, ControlKind, Hello, Identity, Incarnation, Refusal, RefusalCode,
@@ -66,7 +67,7 @@ fn messages() -> Vec<(&'static str, Message)> {
     let lease = Grant { seq: 5, pages: vec![], lease: Some(Page(512)), waiters: vec![], copies: 1 };
     let nothing = Grant { seq: 6, pages: vec![], lease: None, waiters: vec![], copies: 2 };
     let page = Page(0x1234);
-    vec![
+    let mut messages = vec![
         ("request", Message::Request(request())),
         ("request-companions", Message::Request(read)),
         (
@@ -91,6 +92,30 @@ fn messages() -> Vec<(&'static str, Message)> {
             "hand-over",
             Message::HandOver(HandOver { pages: vec![page_grant(7, ownership(), true, None)] }),
         ),
+    ];
+    messages.extend(walks().into_iter().map(|(name, walk)| (name, Message::Walk(walk))));
+    messages
+}
+
+fn walks() -> Vec<(&'static str, Walk)> {
+    let page = Page(0x1234);
+    let table = WalkTable { level: 2, link: Some(Link { page: Page(0x77), index: 511 }) };
+    let waiters = vec![request(), Request { access: Access::Read, ..request() }];
+    let offer = Offer { page, version: version(42), same_since: version(41), table, waiters };
+    let root = WalkTable { level: 4, link: None };
+    let join = Join { seq: 7, copies: 2, page, version: version(43), table: root };
+    let change = |index, new| Change { page, index, old: 0x8000_0000_1234_5063, new };
+    let (changes, leave) = (vec![change(3, 0), change(511, 0x9063)], vec![page, Page(0x1235)]);
+    let report = Report { number: 9, changes: changes.clone(), leave: leave.clone(), last: true };
+    vec![
+        ("walk-offer", Walk::Offer(offer)),
+        ("walk-join", Walk::Join(join)),
+        ("walk-report", Walk::Report(report)),
+        ("walk-reported", Walk::Reported { number: 9 }),
+        ("walk-freeze", Walk::Freeze(Freeze { order: 12, changes, leave, last: true })),
+        ("walk-frozen", Walk::Frozen { order: 12 }),
+        ("walk-thaw", Walk::Thaw { order: 12 }),
+        ("walk-audit", Walk::Audit { page, fingerprint: 0x0102_0304_0506_0708 }),
     ]
 }
 
@@ -123,7 +148,8 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
             Message::HandOver(hand_over) => &hand_over.pages,
             _ => &[],
         };
-        let with_data = pages.iter().filter(|page| page.data).count();
+        let walk = matches!(message, Message::Walk(Walk::Offer(_) | Walk::Join(_)));
+        let with_data = pages.iter().filter(|page| page.data).count() + usize::from(walk);
         stream.resize(stream.len() + with_data * PAGE_SIZE, 0x5a);
         seeds.insert(format!("decode/seed-{name}"), bytes);
     }

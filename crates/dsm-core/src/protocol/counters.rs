@@ -67,6 +67,23 @@ counters! {
     handed_over,
     /// Times that a page found no frame, and waited for one.
     starved,
+    /// Pages that came to be walk-shared at their home.
+    walk_entered,
+    /// Pages that came to be walk-shared at another node.
+    walk_joined,
+    /// Pages that a node shared no longer.
+    walk_left,
+    /// Pages that were walked by several nodes, but could not be proven to be page tables that walks
+    /// leave as they are.
+    walk_refused,
+    /// Comparisons of all walk-shared pages with their twins.
+    walk_flushes,
+    /// Of these, those that found a store.
+    walk_reports,
+    /// Words that had changed.
+    walk_words,
+    /// Twins compared with those of the home.
+    walk_audits,
     /// Messages sent.
     messages_sent,
 }

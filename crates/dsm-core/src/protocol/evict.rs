@@ -41,7 +41,9 @@ impl Protocol {
             self.pending.contains_key(&page) && !self.mutated(Mutation::EvictWhileRequested);
         let held =
             self.episodes.keeps(page, Access::Write, age) && !self.mutated(Mutation::EvictHeld);
-        !self.ended && page.0 < self.table.pages() && !requested && !held && !self.promised(page)
+        let shared = self.is_walk_shared(page);
+        let known = page.0 < self.table.pages();
+        !self.ended && known && !shared && !requested && !held && !self.promised(page)
     }
 
     /// Whether the page can do without its frame, as far as is known without looking at the bytes.

@@ -176,7 +176,8 @@ impl Protocol {
     fn count_fault(&mut self, entry: &Entry, access: Access) {
         let counters = &mut self.counters;
         match (entry.state, access) {
-            (PageState::Modified, _) | (PageState::Shared, Access::Read) => {
+            (PageState::Modified | PageState::WalkShared, _)
+            | (PageState::Shared, Access::Read) => {
                 counters.spurious_faults += 1;
             }
             _ if entry.is_owner() && entry.copyset().is_empty() => counters.local_faults += 1,
@@ -201,6 +202,10 @@ impl Protocol {
         if let Some(right) = right_of(entry.state)
             && right >= access
         {
+            if entry.state == PageState::WalkShared && self.is_walk_frozen(page) {
+                // Mapped again when the change under way applies.
+                return self.want(page, access, age);
+            }
             return self.install(page, right, fx);
         }
         if self.ended {

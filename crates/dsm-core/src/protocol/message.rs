@@ -1,5 +1,6 @@
 //! What nodes say to each other about pages. Byte layout: `wire`.
 
+use super::walk::Walk;
 use crate::types::{Access, Age, NodeId, NodeSet, Page, Version};
 
 /// Most companions of one request: with the page itself, one message carries 16 pages, where
@@ -29,6 +30,8 @@ pub enum Message {
     RoomUnused(RoomUnused),
     /// Pages go to a node that has given room for them.
     HandOver(HandOver),
+    /// What is said about walk-shared pages.
+    Walk(Walk),
 }
 
 impl Message {
@@ -36,9 +39,20 @@ impl Message {
     pub fn is_urgent(&self) -> bool {
         match self {
             Self::Grant(_) | Self::Invalidate(_) | Self::InvalidateAck(_) => true,
-            Self::Room(_) | Self::RoomUnused(_) => true,
+            Self::Room(_) | Self::RoomUnused(_) | Self::Walk(_) => true,
             // Nobody has asked for the pages of a hand-over, so nobody waits for it.
             Self::Request(_) | Self::Hint(_) | Self::RoomWanted(_) | Self::HandOver(_) => false,
+        }
+    }
+
+    /// Whether its receiver may see stores of the sender that are later than those to walk-shared
+    /// pages: then these go first, see [`super::Protocol::flush`].
+    pub fn waits_for_flush(&self) -> bool {
+        match self {
+            Self::Grant(grant) => !grant.pages.is_empty(),
+            Self::InvalidateAck(_) | Self::HandOver(_) | Self::Walk(Walk::Offer(_)) => true,
+            Self::Request(_) | Self::Hint(_) | Self::Invalidate(_) | Self::Walk(_) => false,
+            Self::RoomWanted(_) | Self::Room(_) | Self::RoomUnused(_) => false,
         }
     }
 }

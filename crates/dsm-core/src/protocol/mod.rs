@@ -20,6 +20,7 @@
 //! - *Versions* (48 bits, raised at every entry to `Modified`) name bytes. An owner knows since which
 //!   version the bytes are the same, so a frame from then on needs no data, also when a page came
 //!   back unwritten.
+//! - *Walk-shared pages*, which several nodes may write at once: see [`walk`].
 //!
 //! The machine changes memory and sends messages through [`Effects`]; the engine, the model checker
 //! and the simulator implement it. It has no clock: the engine says when a thread has run.
@@ -37,6 +38,7 @@ mod pattern;
 mod receiver;
 mod room;
 mod table;
+mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -50,11 +52,16 @@ pub use message::{
 pub use mutation::Mutation;
 pub use room::HAND_OVER_MAX;
 pub use table::{Homes, PageState};
+pub use walk::{
+    CHANGES_MAX, Change, Conflict, Freeze, Join, Link, Offer, Report, Table as WalkTable,
+    WALK_HOME, WALK_PAGES_MAX, Walk,
+};
 
 use crate::types::{Access, Age, NodeId, NodeSet, Page, ThreadId, Version};
 use episode::{Episodes, Rewant};
 use pattern::{Convoys, Streams};
 use table::Table;
+use walk::Walks;
 
 /// Pages of a lease block: 2 MiB.
 pub const LEASE_PAGES: u64 = 512;
@@ -62,7 +69,7 @@ pub const LEASE_PAGES: u64 = 512;
 /// What the machine does to the world; every call takes effect before it returns.
 pub trait Effects {
     /// Sends `message` to `to`. For a [`Grant`] or a [`HandOver`], the bytes of each page with `data`
-    /// are those of the frame now, in order.
+    /// are those of the frame now, in order; so for an [`Offer`]. For a [`Join`] they are the twin's.
     fn send(&mut self, to: NodeId, message: Message);
     /// Puts the bytes that came with the message being handled into the frame of `page`; `payload`
     /// counts the pages of the message that have data.
@@ -86,6 +93,57 @@ pub trait Effects {
     /// `page` leaves `Modified`; whether its bytes are those with which it got there. For people.
     fn left_modified(&mut self, page: Page, unchanged: bool) {
         let _ = (page, unchanged);
+    }
+    /// Where `page` stands in a page table that a processor of this node uses, if that can be proven
+    /// from what is here, and a walk has nothing to store to it. `here` tells which pages are.
+    fn table(&mut self, page: Page, here: &dyn Fn(Page) -> bool) -> Option<WalkTable> {
+        let _ = (page, here);
+        None
+    }
+    /// Whether a page that stood at `table` still does as far as this node can see, and, if it has
+    /// `changed`, still is one that a walk has nothing to store to.
+    fn is_table(
+        &mut self,
+        page: Page,
+        table: WalkTable,
+        changed: bool,
+        here: &dyn Fn(Page) -> bool,
+    ) -> bool {
+        let _ = (page, table, changed, here);
+        false
+    }
+    /// Makes the bytes of the frame the twin of `page`.
+    fn copy_twin(&mut self, page: Page) {
+        let _ = page;
+    }
+    /// `page` needs no twin any more.
+    fn drop_twin(&mut self, page: Page) {
+        let _ = page;
+    }
+    /// Appends the words in which the frame of `page` differs from its twin, and puts them into the
+    /// twin.
+    fn take_changes(&mut self, page: Page, changes: &mut Vec<Change>) {
+        let _ = (page, changes);
+    }
+    /// A word of the twin of `page`.
+    fn twin_word(&mut self, page: Page, index: u16) -> u64 {
+        let _ = (page, index);
+        0
+    }
+    /// A fingerprint of the twin of `page`.
+    fn twin_fingerprint(&mut self, page: Page) -> u64 {
+        let _ = page;
+        0
+    }
+    /// Puts the new words into frames and twins. Says where the frame already had another value than
+    /// the twin and the new one.
+    fn apply(&mut self, changes: &[Change]) -> Option<Conflict> {
+        let _ = changes;
+        None
+    }
+    /// Two nodes have changed the same word of a walk-shared page: the region can't go on.
+    fn conflict(&mut self, conflict: Conflict) {
+        let _ = conflict;
     }
 }
 
@@ -124,6 +182,9 @@ pub struct Features {
     pub unchanged: bool,
     /// Grants without data carry a fingerprint, and the receiver compares.
     pub check: bool,
+    /// Page-table pages that came back unchanged so often are walk-shared; none: no page is. The same
+    /// on all nodes. Off unless somebody can tell which pages those are, [`Effects::table`].
+    pub walk_shared: Option<u8>,
 }
 
 impl Default for Features {
@@ -135,6 +196,7 @@ impl Default for Features {
             migratory: true,
             unchanged: true,
             check: cfg!(debug_assertions),
+            walk_shared: None,
         }
     }
 }
@@ -180,6 +242,18 @@ pub enum Violation {
         /// The node.
         node: usize,
     },
+    /// A message about walk-shared pages that is not due.
+    #[error("node {node} sent a message about walk-shared pages that is not due")]
+    WalkShared {
+        /// The node.
+        node: usize,
+    },
+    /// A message about a page that is, or is not, walk-shared.
+    #[error("page {page} is not walk-shared where a message says so, or is where it must not be")]
+    WalkPage {
+        /// The page.
+        page: u64,
+    },
     /// A grant that contradicts itself.
     #[error("a grant of page {page} is malformed")]
     MalformedGrant {
@@ -216,6 +290,7 @@ pub struct Protocol {
     rooms: room::Rooms,
     /// Pages that threads need and that find no frame.
     starved: BTreeSet<Page>,
+    walks: Walks,
     ended: bool,
     counters: Counters,
 }
@@ -290,6 +365,7 @@ impl std::hash::Hash for Protocol {
         self.convoys.hash(state);
         (self.clock, self.last_seq, self.ended).hash(state);
         (&self.ready, &self.rewant, &self.rooms, &self.starved).hash(state);
+        self.walks.hash(state);
     }
 }
 
@@ -298,7 +374,7 @@ fn right_of(state: PageState) -> Option<Access> {
     match state {
         PageState::Invalid => None,
         PageState::Shared => Some(Access::Read),
-        PageState::Modified => Some(Access::Write),
+        PageState::Modified | PageState::WalkShared => Some(Access::Write),
     }
 }
 
@@ -324,6 +400,7 @@ impl Protocol {
             blamed: BTreeSet::new(),
             rooms: room::Rooms::default(),
             starved: BTreeSet::new(),
+            walks: Walks::default(),
             ended: false,
             counters: Counters::default(),
         }
@@ -352,7 +429,10 @@ impl Protocol {
 
     /// Whether nothing is under way at this node.
     pub fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.outbound.is_empty() && self.leasing.is_empty()
+        self.pending.is_empty()
+            && self.outbound.is_empty()
+            && self.leasing.is_empty()
+            && self.walks.is_idle()
     }
 
     /// Requests of this node without an answer.

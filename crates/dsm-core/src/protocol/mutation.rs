@@ -31,11 +31,20 @@ pub enum Mutation {
     HandOverWithoutCopyset,
     HandOverWhileBusy,
     HandOverStillMapped,
+    WalkWithoutFlush,
+    WalkWithoutWaiting,
+    WalkWithoutProof,
+    WalkWithoutFreeze,
+    WalkThawEarly,
+    WalkJoinWhileFrozen,
+    WalkEnterWithoutFlush,
+    WalkLeaveWithoutReport,
+    WalkCloseEarly,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 36] = [
         Self::WriteBeforeLastAck,
         Self::IgnoreInvalidation,
         Self::DropAcknowledgement,
@@ -63,5 +72,14 @@ impl Mutation {
         Self::HandOverWithoutCopyset,
         Self::HandOverWhileBusy,
         Self::HandOverStillMapped,
+        Self::WalkWithoutFlush,
+        Self::WalkWithoutWaiting,
+        Self::WalkWithoutProof,
+        Self::WalkWithoutFreeze,
+        Self::WalkThawEarly,
+        Self::WalkJoinWhileFrozen,
+        Self::WalkEnterWithoutFlush,
+        Self::WalkLeaveWithoutReport,
+        Self::WalkCloseEarly,
     ];
 }

@@ -142,13 +142,22 @@ impl Protocol {
                 return;
             }
             let own = requester == self.me();
-            if !own && self.keeps(page, access, age) {
+            if self.is_walk_shared(page) || !own && self.enter(page, fx) {
+                if !own && self.is_walk_closed(page) {
+                    return;
+                }
+            } else if !own && self.keeps(page, access, age) {
                 self.counters.kept += 1;
                 return;
             }
             match self.take_waiter(page, requester) {
                 Some(request) if own => self.close_own(&request, fx),
-                Some(request) => self.grant(request, fx),
+                Some(request) if self.is_walk_shared(page) => self.join(&request, fx),
+                Some(request) => {
+                    if let Some(request) = self.offer(request, fx) {
+                        self.grant(request, fx);
+                    }
+                }
                 None => return,
             }
         }
@@ -233,7 +242,7 @@ impl Protocol {
                     pending.invalidating.is_none() && pending.waiters.is_empty()
                 });
             let free = !give || entry.copyset().without(request.requester).is_empty();
-            if !entry.is_owner() || !idle || !free {
+            if !entry.is_owner() || !idle || !free || entry.state == PageState::WalkShared {
                 continue;
             }
             if self.keeps(page, access, request.age) {
@@ -314,6 +323,7 @@ impl Protocol {
                 let unchanged =
                     self.settings.features.unchanged && fx.fingerprint(page) == fingerprint;
                 fx.left_modified(page, unchanged);
+                self.count_departure(page, unchanged);
                 if unchanged {
                     self.counters.left_unchanged += 1;
                     // Whoever had it did not write it: it does not migrate.
@@ -326,11 +336,18 @@ impl Protocol {
         }
     }
 
-    fn account_given(&mut self, page: Page, entry: &Entry, to: NodeId) {
+    pub(super) fn account_given(&mut self, page: Page, entry: &Entry, to: NodeId) {
         let role = Role::Holder { owner: to, owner_since: entry.version.next() };
         let given = Entry { state: PageState::Invalid, version: entry.version, role };
         self.table.put(page, given);
         self.episodes.lost(page, None, &mut self.rewant);
+    }
+}
+
+impl Protocol {
+    /// Answers `request` with nothing: the requester asks again if need be.
+    pub(super) fn refuse<E: Effects>(&mut self, request: &Request, fx: &mut E) {
+        self.send(request.requester, Message::Grant(refusal(request)), fx);
     }
 }
 

@@ -35,6 +35,7 @@ impl Protocol {
             Message::Room(room) => self.receive_room(from, room)?,
             Message::RoomUnused(unused) => self.receive_room_unused(from, unused)?,
             Message::HandOver(hand_over) => self.receive_hand_over(from, hand_over, fx)?,
+            Message::Walk(walk) => self.receive_walk(from, walk, fx)?,
         }
         self.settle(fx);
         Ok(())
@@ -66,10 +67,11 @@ impl Protocol {
             }
             Message::RoomWanted(wanted) => self.check_node(wanted.age.node),
             Message::Room(_) | Message::RoomUnused(_) => Ok(()),
+            Message::Walk(walk) => self.check_walk(walk),
         }
     }
 
-    fn check_request(&self, request: &Request) -> Result<(), Violation> {
+    pub(super) fn check_request(&self, request: &Request) -> Result<(), Violation> {
         self.check_page(request.page)?;
         for companion in &request.companions {
             self.check_page(companion.page)?;
@@ -79,7 +81,7 @@ impl Protocol {
         self.check_nodes(request.via)
     }
 
-    fn check_page(&self, page: Page) -> Result<(), Violation> {
+    pub(super) fn check_page(&self, page: Page) -> Result<(), Violation> {
         let pages = self.table.pages();
         if page.0 < pages { Ok(()) } else { Err(Violation::PageOutOfRange { page: page.0, pages }) }
     }
@@ -196,7 +198,7 @@ impl Protocol {
         Ok(())
     }
 
-    fn take_ownership<E: Effects>(
+    pub(super) fn take_ownership<E: Effects>(
         &mut self,
         granted: &PageGrant,
         source: Option<usize>,
@@ -240,7 +242,12 @@ impl Protocol {
         Ok(())
     }
 
-    fn adopt_waiters<E: Effects>(&mut self, page: Page, waiters: Vec<Request>, fx: &mut E) {
+    pub(super) fn adopt_waiters<E: Effects>(
+        &mut self,
+        page: Page,
+        waiters: Vec<Request>,
+        fx: &mut E,
+    ) {
         for waiter in waiters {
             self.observe(waiter.age);
             if waiter.page != page {
@@ -276,7 +283,7 @@ impl Protocol {
     }
 
     /// Request `seq` has been answered: what it did not bring and is still needed is asked for again.
-    fn close<E: Effects>(&mut self, seq: u32, fx: &mut E) {
+    pub(super) fn close<E: Effects>(&mut self, seq: u32, fx: &mut E) {
         let Some(outbound) = self.outbound.get_mut(&seq).filter(|outbound| !outbound.closed) else {
             return;
         };
@@ -343,6 +350,9 @@ impl Protocol {
         if let Some(request) = self.pending.get_mut(&page).and_then(|p| p.request.as_mut()) {
             request.void_below = request.void_below.max(version);
             writes = request.access == Access::Write;
+        }
+        if entry.state == PageState::WalkShared && entry.version < version {
+            return Err(Violation::WalkPage { page: page.0 });
         }
         if entry.state == PageState::Invalid || entry.version >= version {
             // No copy, or one that is newer than a repeated invalidation.

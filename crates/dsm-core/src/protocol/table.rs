@@ -11,6 +11,8 @@ pub enum PageState {
     Shared,
     /// Read-write here, and nowhere else accessible.
     Modified,
+    /// Read-write here and at other nodes: see the module on walk-shared pages.
+    WalkShared,
 }
 
 /// A page as one node sees it.
@@ -99,6 +101,8 @@ const HOLDER_SHARED: u128 = 1;
 const OWNER_INVALID: u128 = 2;
 const OWNER_SHARED: u128 = 3;
 const OWNER_MODIFIED: u128 = 4;
+const HOLDER_WALK_SHARED: u128 = 5;
+const OWNER_WALK_SHARED: u128 = 6;
 
 impl Packed {
     fn new(entry: Entry) -> Self {
@@ -108,6 +112,7 @@ impl Packed {
                     PageState::Invalid => OWNER_INVALID,
                     PageState::Shared => OWNER_SHARED,
                     PageState::Modified => OWNER_MODIFIED,
+                    PageState::WalkShared => OWNER_WALK_SHARED,
                 };
                 let second = match sharing {
                     Sharing::Copies(copyset) => copyset.bits(),
@@ -121,6 +126,7 @@ impl Packed {
                     PageState::Invalid => HOLDER_INVALID,
                     // Only an owner is ever `Modified`.
                     PageState::Shared | PageState::Modified => HOLDER_SHARED,
+                    PageState::WalkShared => HOLDER_WALK_SHARED,
                 };
                 (kind, (owner.index() as u64) << OWNER_SHIFT | owner_since.get(), 0, 0)
             }
@@ -145,9 +151,11 @@ impl Packed {
         let state = match kind {
             HOLDER_SHARED | OWNER_SHARED => PageState::Shared,
             OWNER_MODIFIED => PageState::Modified,
+            HOLDER_WALK_SHARED | OWNER_WALK_SHARED => PageState::WalkShared,
             _ => PageState::Invalid,
         };
-        let role = if kind >= OWNER_INVALID {
+        let owned = !matches!(kind, HOLDER_INVALID | HOLDER_SHARED | HOLDER_WALK_SHARED);
+        let role = if owned {
             let distance = (bits >> DISTANCE_SHIFT) as u64;
             Role::Owner {
                 same_since: self::version(version.get().saturating_sub(distance)),
@@ -269,6 +277,11 @@ impl Table {
         }
     }
 
+    /// Whether this node may read `page`; not beyond the region.
+    pub(super) fn is_readable(&self, page: Page) -> bool {
+        page.0 < self.pages && self.get(page).state != PageState::Invalid
+    }
+
     pub(super) fn put(&mut self, page: Page, entry: Entry) {
         let block = self.block_of(page);
         let at = (page.0 % self.lease_pages) as usize;
@@ -326,7 +339,7 @@ mod tests {
     fn entries_survive_packing() {
         let version = Version::new(0x1234_5678_9abc).unwrap();
         let owner_since = Version::MAX;
-        for state in [PageState::Invalid, PageState::Shared] {
+        for state in [PageState::Invalid, PageState::Shared, PageState::WalkShared] {
             for role in [
                 Role::Holder { owner: node(63), owner_since },
                 Role::Owner {

@@ -8,7 +8,7 @@ use super::layout::{
     ROOM_PRESSING, RawAck, RawCompanion, RawGrant, RawHandOver, RawHint, RawInvalidate,
     RawPageGrant, RawRequest, RawRoom, RawRoomWanted,
 };
-use super::{PAYLOAD_PAGES_MAX, WAITERS_MAX, WireError};
+use super::{PAYLOAD_PAGES_MAX, WAITERS_MAX, WireError, walk};
 
 use crate::protocol::{
     COMPANIONS_MAX, Companion, Grant, HAND_OVER_MAX, HandOver, Hint, Invalidate, InvalidateAck,
@@ -41,11 +41,20 @@ pub fn decode(header: &FrameHeader, body: &[u8], limits: &Limits) -> Result<Mess
         Kind::Room => Message::Room(room(body)?),
         Kind::RoomUnused => Message::RoomUnused(room_unused(body)?),
         Kind::HandOver => Message::HandOver(hand_over(body, limits)?),
+        kind @ (Kind::WalkOffer
+        | Kind::WalkJoin
+        | Kind::WalkReport
+        | Kind::WalkReported
+        | Kind::WalkFreeze
+        | Kind::WalkFrozen
+        | Kind::WalkThaw
+        | Kind::WalkAudit) => Message::Walk(walk::walk(kind, body, limits)?),
         Kind::Control(kind) => return Err(WireError::NotAPageMessage { kind: kind.code() }),
     };
     let announced = match &message {
         Message::Grant(grant) => grant.pages.iter().filter(|page| page.data).count(),
         Message::HandOver(hand_over) => hand_over.pages.len(),
+        Message::Walk(message) => walk::payload_pages(message),
         _ => 0,
     };
     if header.payload_pages() != announced {
@@ -117,12 +126,12 @@ fn grant(body: &[u8], limits: &Limits) -> Result<Grant, WireError> {
         return Err(contradiction(MESSAGE, "it gives both a lease block and pages"));
     }
     let pages = granted_pages(pages, limits)?;
-    let waiters = granted_waiters(waiters, pages.first(), limits)?;
+    let waiters = waiters_of(MESSAGE, pages.first().map(|grant| grant.page), waiters, limits)?;
     Ok(Grant { seq: raw.seq.get(), pages, lease, waiters, copies })
 }
 
 /// Every request that is under way is at least one.
-fn copies(message: &'static str, found: u8) -> Result<u8, WireError> {
+pub(super) fn copies(message: &'static str, found: u8) -> Result<u8, WireError> {
     match found {
         0 => Err(contradiction(message, "it stands for no copy of the request")),
         copies => Ok(copies),
@@ -142,22 +151,24 @@ fn granted_pages(bytes: &[u8], limits: &Limits) -> Result<Vec<PageGrant>, WireEr
     Ok(pages)
 }
 
-fn granted_waiters(
+/// The requests that wait for `page`, which go with it.
+pub(super) fn waiters_of(
+    message: &'static str,
+    page: Option<Page>,
     bytes: &[u8],
-    first: Option<&PageGrant>,
     limits: &Limits,
 ) -> Result<Vec<Request>, WireError> {
-    let raws = items::<RawRequest>("grant", bytes)?;
+    let raws = items::<RawRequest>(message, bytes)?;
     let mut waiters: Vec<Request> = Vec::with_capacity(raws.len());
     for raw in raws {
         // No nesting: whatever a waiter's companions were, only the page itself waits.
         at_most("waiter.companions", raw.companions.into(), 0)?;
         let waiter = request(raw, limits)?;
         if waiter.lease {
-            return Err(contradiction("grant", "a waiter asks for a lease"));
+            return Err(contradiction(message, "a waiter asks for a lease"));
         }
-        if first.is_none_or(|grant| grant.page != waiter.page) {
-            return Err(contradiction("grant", "a waiter waits for another page"));
+        if page != Some(waiter.page) {
+            return Err(contradiction(message, "a waiter waits for another page"));
         }
         waiters.push(waiter);
     }
@@ -272,7 +283,7 @@ fn hand_over(body: &[u8], limits: &Limits) -> Result<HandOver, WireError> {
     Ok(HandOver { pages })
 }
 
-fn take<'a, T: FromBytes + KnownLayout + Immutable + Unaligned>(
+pub(super) fn take<'a, T: FromBytes + KnownLayout + Immutable + Unaligned>(
     message: &'static str,
     bytes: &'a [u8],
 ) -> Result<(&'a T, &'a [u8]), WireError> {
@@ -283,7 +294,7 @@ fn take<'a, T: FromBytes + KnownLayout + Immutable + Unaligned>(
     })
 }
 
-fn items<'a, T: FromBytes + KnownLayout + Immutable + Unaligned>(
+pub(super) fn items<'a, T: FromBytes + KnownLayout + Immutable + Unaligned>(
     message: &'static str,
     bytes: &'a [u8],
 ) -> Result<&'a [T], WireError> {
@@ -294,7 +305,11 @@ fn items<'a, T: FromBytes + KnownLayout + Immutable + Unaligned>(
     })
 }
 
-fn exact_length(message: &'static str, bytes: &[u8], expected: usize) -> Result<(), WireError> {
+pub(super) fn exact_length(
+    message: &'static str,
+    bytes: &[u8],
+    expected: usize,
+) -> Result<(), WireError> {
     if bytes.len() == expected {
         Ok(())
     } else {
@@ -302,7 +317,7 @@ fn exact_length(message: &'static str, bytes: &[u8], expected: usize) -> Result<
     }
 }
 
-fn page(field: &'static str, found: u64, limits: &Limits) -> Result<Page, WireError> {
+pub(super) fn page(field: &'static str, found: u64, limits: &Limits) -> Result<Page, WireError> {
     if found < limits.pages {
         Ok(Page(found))
     } else {
@@ -310,7 +325,7 @@ fn page(field: &'static str, found: u64, limits: &Limits) -> Result<Page, WireEr
     }
 }
 
-fn version(field: &'static str, found: u64) -> Result<Version, WireError> {
+pub(super) fn version(field: &'static str, found: u64) -> Result<Version, WireError> {
     Version::new(found).ok_or(WireError::Beyond { field, found, max: Version::MAX.get() })
 }
 
@@ -336,6 +351,6 @@ fn age(field: &'static str, clock: u64, at: u8, limits: &Limits) -> Result<Age, 
     Ok(Age { clock, node: node(field, at, limits)? })
 }
 
-fn contradiction(message: &'static str, what: &'static str) -> WireError {
+pub(super) fn contradiction(message: &'static str, what: &'static str) -> WireError {
     WireError::Contradiction { message, what }
 }

@@ -8,7 +8,7 @@ use super::layout::{
     ROOM_PRESSING, RawAck, RawCompanion, RawGrant, RawHandOver, RawHint, RawInvalidate,
     RawPageGrant, RawRequest, RawRoom, RawRoomWanted,
 };
-use super::{PAYLOAD_PAGES_MAX, WAITERS_MAX, WireError};
+use super::{PAYLOAD_PAGES_MAX, WAITERS_MAX, WireError, walk};
 
 use crate::protocol::{COMPANIONS_MAX, Grant, HAND_OVER_MAX, Message, PageGrant, Request, Right};
 use crate::types::{Access, NodeSet, RegionId, Version};
@@ -88,6 +88,10 @@ pub fn encode(message: &Message, region: RegionId, out: &mut Vec<u8>) {
             hand_over.pages.iter().for_each(|page| put_page_grant(page, out));
             Kind::HandOver
         }
+        Message::Walk(message) => {
+            payload_pages = walk::payload_pages(message);
+            walk::put(message, out)
+        }
     };
     let body_len = out.len() - start - HEADER_LEN;
     let header = FrameHeader::new(kind, region, body_len, payload_pages)
@@ -121,7 +125,12 @@ fn put_request(request: &Request, out: &mut Vec<u8>) {
 }
 
 /// The fixed part of a request.
-fn put_request_head(request: &Request, lease: bool, companions: usize, out: &mut Vec<u8>) {
+pub(super) fn put_request_head(
+    request: &Request,
+    lease: bool,
+    companions: usize,
+    out: &mut Vec<u8>,
+) {
     let mut flags = 0;
     if request.access == Access::Write {
         flags |= REQUEST_WRITE;

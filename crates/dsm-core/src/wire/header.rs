@@ -34,6 +34,22 @@ pub enum Kind {
     RoomUnused,
     /// [`crate::protocol::HandOver`]
     HandOver,
+    /// [`crate::protocol::Offer`]
+    WalkOffer,
+    /// [`crate::protocol::Join`]
+    WalkJoin,
+    /// [`crate::protocol::Report`]
+    WalkReport,
+    /// [`crate::protocol::Walk::Reported`]
+    WalkReported,
+    /// [`crate::protocol::Freeze`]
+    WalkFreeze,
+    /// [`crate::protocol::Walk::Frozen`]
+    WalkFrozen,
+    /// [`crate::protocol::Walk::Thaw`]
+    WalkThaw,
+    /// [`crate::protocol::Walk::Audit`]
+    WalkAudit,
     /// A message of the layers above, whose body is theirs.
     Control(ControlKind),
 }
@@ -51,6 +67,14 @@ impl Kind {
             Kind::Room => 0x07,
             Kind::RoomUnused => 0x08,
             Kind::HandOver => 0x09,
+            Kind::WalkOffer => 0x0a,
+            Kind::WalkJoin => 0x0b,
+            Kind::WalkReport => 0x0c,
+            Kind::WalkReported => 0x0d,
+            Kind::WalkFreeze => 0x0e,
+            Kind::WalkFrozen => 0x0f,
+            Kind::WalkThaw => 0x10,
+            Kind::WalkAudit => 0x11,
             Kind::Control(kind) => kind.0,
         }
     }
@@ -67,6 +91,14 @@ impl Kind {
             0x07 => Kind::Room,
             0x08 => Kind::RoomUnused,
             0x09 => Kind::HandOver,
+            0x0a => Kind::WalkOffer,
+            0x0b => Kind::WalkJoin,
+            0x0c => Kind::WalkReport,
+            0x0d => Kind::WalkReported,
+            0x0e => Kind::WalkFreeze,
+            0x0f => Kind::WalkFrozen,
+            0x10 => Kind::WalkThaw,
+            0x11 => Kind::WalkAudit,
             _ => match ControlKind::new(code) {
                 Some(kind) => Kind::Control(kind),
                 None => return None,
@@ -111,8 +143,11 @@ impl FrameHeader {
         body_len: usize,
         payload_pages: usize,
     ) -> Result<Self, WireError> {
-        let pages_max =
-            if matches!(kind, Kind::Grant | Kind::HandOver) { PAYLOAD_PAGES_MAX } else { 0 };
+        let pages_max = match kind {
+            Kind::Grant | Kind::HandOver => PAYLOAD_PAGES_MAX,
+            Kind::WalkOffer | Kind::WalkJoin => 1,
+            _ => 0,
+        };
         Ok(Self {
             kind,
             region,

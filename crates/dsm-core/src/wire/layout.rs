@@ -154,6 +154,91 @@ layout! {
 }
 
 layout! {
+    /// Where a walk-shared page stands in a guest's page tables.
+    RawTable, 16 {
+        link_page: U64,
+        link_index: U16,
+        level: u8,
+        flags: u8,
+        reserved: [u8; 4],
+    }
+}
+
+/// [`RawTable::flags`]: an entry names it, not a CR3.
+pub(super) const TABLE_LINKED: u8 = 1 << 0;
+
+layout! {
+    /// A page to be walk-shared; its waiters (requests) follow.
+    RawOffer, 48 {
+        page: U64,
+        version: U64,
+        same_since: U64,
+        table: RawTable,
+        waiters: u8,
+        reserved: [u8; 7],
+    }
+}
+
+layout! {
+    /// Has the receiver share a page.
+    RawJoin, 40 {
+        page: U64,
+        version: U64,
+        table: RawTable,
+        seq: U32,
+        copies: u8,
+        reserved: [u8; 3],
+    }
+}
+
+layout! {
+    /// What changes on walk-shared pages; changes and then pages that leave follow.
+    RawChanges, 16 {
+        number: U64,
+        changes: U16,
+        leave: U16,
+        flags: u8,
+        reserved: [u8; 3],
+    }
+}
+
+/// [`RawChanges::flags`]: no further part follows.
+pub(super) const WALK_LAST: u8 = 1 << 0;
+
+layout! {
+    /// A word that changes.
+    RawChange, 32 {
+        page: U64,
+        old: U64,
+        new: U64,
+        index: U16,
+        reserved: [u8; 6],
+    }
+}
+
+layout! {
+    /// A page.
+    RawPage, 8 {
+        page: U64,
+    }
+}
+
+layout! {
+    /// The number of what has been done, or may be done, about walk-shared pages.
+    RawOrder, 8 {
+        number: U64,
+    }
+}
+
+layout! {
+    /// What the twin of a page should be.
+    RawAudit, 16 {
+        page: U64,
+        fingerprint: U64,
+    }
+}
+
+layout! {
     /// Who a node is and what it wants; the first bytes on every connection.
     RawHello, 128 {
         magic: [u8; 8],

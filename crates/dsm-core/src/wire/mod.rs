@@ -11,6 +11,7 @@ mod error;
 mod header;
 mod hello;
 mod layout;
+mod walk;
 
 pub use decode::{Limits, decode};
 pub use encode::{encode, encode_control};
@@ -24,7 +25,7 @@ pub use hello::{
 use crate::protocol::COMPANIONS_MAX;
 
 /// Version of everything in this module; nodes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// Most bytes in the body of a frame. The largest page message, a grant of 16 pages with 64
 /// waiters, needs 3,856; the rest is room for control messages.

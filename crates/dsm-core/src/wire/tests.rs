@@ -5,8 +5,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::protocol::{
-    Companion, Grant, HAND_OVER_MAX, HandOver, Hint, Invalidate, InvalidateAck, Message, PageGrant,
-    Request, Right, Room, RoomUnused, RoomWanted,
+    CHANGES_MAX, Change, Companion, Freeze, Grant, HAND_OVER_MAX, HandOver, Hint, Invalidate,
+    InvalidateAck, Join, Link, Message, Offer, PageGrant, Report, Request, Right, Room, RoomUnused,
+    RoomWanted, WALK_PAGES_MAX, Walk, WalkTable,
 };
 use crate::types::{Access, Age, NODES_MAX, NodeId, NodeSet, PAGE_SIZE, Page, RegionId, Version};
 
@@ -134,6 +135,46 @@ fn hand_over() -> impl Strategy<Value = HandOver> {
     })
 }
 
+fn table() -> impl Strategy<Value = WalkTable> {
+    let link = (page(), 0..512u16).prop_map(|(page, index)| Link { page, index });
+    (1..=5u8, proptest::option::of(link)).prop_map(|(level, link)| WalkTable { level, link })
+}
+
+fn report() -> impl Strategy<Value = Report> {
+    let words = proptest::collection::btree_map((page(), 0..512u16), any::<[u64; 2]>(), 0..40);
+    let leave = btree_set(page(), 0..10);
+    (any::<u64>(), words, leave).prop_map(|(number, words, leave)| {
+        let change =
+            |((page, index), [old, new]): ((Page, u16), [u64; 2])| Change { page, index, old, new };
+        let changes = words.into_iter().map(change).filter(|it| it.old != it.new).collect();
+        Report { number, changes, leave: leave.into_iter().collect(), last: true }
+    })
+}
+
+fn walk() -> impl Strategy<Value = Walk> {
+    let waiters = vec(waiter(page()), 0..=WAITERS_MAX);
+    let offer = (page(), version(), version(), table(), waiters).prop_map(
+        |(page, version, since, table, mut waiters)| {
+            waiters.iter_mut().for_each(|waiter| waiter.page = page);
+            Offer { page, version, same_since: version.min(since), table, waiters }
+        },
+    );
+    let join = (any::<u32>(), 1..=u8::MAX, page(), version(), table())
+        .prop_map(|(seq, copies, page, version, table)| Join { seq, copies, page, version, table });
+    prop_oneof![
+        offer.prop_map(Walk::Offer),
+        join.prop_map(Walk::Join),
+        report().prop_map(Walk::Report),
+        report().prop_map(|Report { number: order, changes, leave, last }| {
+            Walk::Freeze(Freeze { order, changes, leave, last })
+        }),
+        any::<u64>().prop_map(|number| Walk::Reported { number }),
+        any::<u64>().prop_map(|order| Walk::Frozen { order }),
+        any::<u64>().prop_map(|order| Walk::Thaw { order }),
+        (page(), any::<u64>()).prop_map(|(page, fingerprint)| Walk::Audit { page, fingerprint }),
+    ]
+}
+
 fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         3 => request().prop_map(Message::Request),
@@ -150,6 +191,7 @@ fn message() -> impl Strategy<Value = Message> {
         1 => any::<u8>().prop_map(|frames| Message::Room(Room { frames })),
         1 => any::<u32>().prop_map(|frames| Message::RoomUnused(RoomUnused { frames })),
         2 => hand_over().prop_map(Message::HandOver),
+        4 => walk().prop_map(Message::Walk),
     ]
 }
 
@@ -221,7 +263,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_a_message_or_an_error(
-        code in 1u8..6,
+        code in 1u8..0x12,
         pages in 0usize..=1,
         body in vec(any::<u8>(), 0..400),
     ) {
@@ -323,6 +365,67 @@ fn the_largest_messages_fit() {
 }
 
 #[test]
+fn the_largest_reports_fit_and_smaller_parts_are_refused() {
+    let change = |at: u64| Change { page: Page(at), index: 511, old: at, new: u64::MAX };
+    let changes: Vec<Change> = (0..CHANGES_MAX as u64).map(change).collect();
+    let leave = (0..WALK_PAGES_MAX as u64).map(Page).collect();
+    let whole = Report { number: 1, changes: changes.clone(), leave, last: true };
+    let message = Message::Walk(Walk::Report(whole));
+    let bytes = encoded(&message);
+    assert!(bytes.len() - HEADER_LEN <= BODY_MAX);
+    assert_eq!(decoded(&bytes, &LIMITS), Ok(message));
+
+    let part = Report { number: 1, changes, leave: Vec::new(), last: false };
+    let message = Message::Walk(Walk::Report(part.clone()));
+    assert_eq!(decoded(&encoded(&message), &LIMITS), Ok(message));
+    let short = Report { changes: part.changes[1..].to_vec(), ..part.clone() };
+    let leaves = Report { leave: vec![Page(1)], ..part };
+    for wrong in [short, leaves] {
+        let message = Message::Walk(Walk::Report(wrong));
+        let refused = decoded(&encoded(&message), &LIMITS);
+        assert!(matches!(refused, Err(WireError::Contradiction { .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn changes_and_tables_that_cannot_be_are_refused() {
+    let change = |page, index, old, new| Change { page: Page(page), index, old, new };
+    let report = |changes: Vec<Change>, leave: &[u64]| {
+        let leave = leave.iter().copied().map(Page).collect();
+        Message::Walk(Walk::Report(Report { number: 1, changes, leave, last: true }))
+    };
+    let refused = |message: &Message| decoded(&encoded(message), &LIMITS).unwrap_err();
+    for (changes, leave) in [
+        (vec![change(1, 0, 5, 5)], &[][..]),
+        (vec![change(1, 1, 5, 6), change(1, 1, 6, 7)], &[]),
+        (vec![change(2, 0, 5, 6), change(1, 1, 6, 7)], &[]),
+        (vec![], &[2, 2]),
+        (vec![], &[2, 1]),
+    ] {
+        let error = refused(&report(changes, leave));
+        assert!(matches!(error, WireError::Contradiction { .. }), "{error}");
+    }
+    for (changes, leave) in [
+        (vec![change(1, 512, 5, 6)], &[][..]),
+        (vec![change(LIMITS.pages, 0, 5, 6)], &[]),
+        (vec![], &[LIMITS.pages]),
+    ] {
+        let error = refused(&report(changes, leave));
+        assert!(matches!(error, WireError::Beyond { .. }), "{error}");
+    }
+    let join = |table| {
+        let (page, version) = (Page(1), Version::ZERO);
+        Message::Walk(Walk::Join(Join { seq: 1, copies: 1, page, version, table }))
+    };
+    let error = refused(&join(WalkTable { level: 0, link: None }));
+    assert!(matches!(error, WireError::Contradiction { .. }), "{error}");
+    let far = Some(Link { page: Page(LIMITS.pages), index: 1 });
+    for table in [WalkTable { level: 6, link: None }, WalkTable { level: 1, link: far }] {
+        assert!(matches!(refused(&join(table)), WireError::Beyond { .. }));
+    }
+}
+
+#[test]
 fn headers_beyond_a_limit_are_refused() {
     let beyond = |field| move |error: &WireError| matches!(error, WireError::Beyond { field: found, .. } if *found == field);
     let new = |kind, body, pages| FrameHeader::new(kind, REGION, body, pages).unwrap_err();
@@ -339,7 +442,7 @@ fn headers_beyond_a_limit_are_refused() {
         FrameHeader::parse(&bytes).unwrap_err()
     };
     assert!(matches!(patched(0, 0), WireError::Magic { .. }));
-    for kind in [0x00, 0x0a, 0x3f, 0x80, 0xff] {
+    for kind in [0x00, 0x12, 0x3f, 0x80, 0xff] {
         assert_eq!(patched(2, kind), WireError::Kind { kind });
     }
     assert!(matches!(patched(3, 1), WireError::Reserved { .. }));

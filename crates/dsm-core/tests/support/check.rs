@@ -1,6 +1,6 @@
 //! What must hold of a world: after every event, and when nothing can happen any more.
 
-use dsm_core::protocol::{Grant, Message, PageGrant, PageState, Right};
+use dsm_core::protocol::{Grant, Message, PageGrant, PageState, Right, Walk};
 use dsm_core::{Access, Page, Version};
 
 use super::memory::Mapping;
@@ -12,6 +12,7 @@ impl World {
     pub fn check_page_rights(&self, page: Page) -> Result<(), String> {
         let mut writers = 0;
         let mut readers = 0;
+        let mut sharers = 0;
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
             let state = node.protocol.state(page);
             let mapping = node.memory.mapping(page);
@@ -20,17 +21,25 @@ impl World {
                 (PageState::Modified, Mapping::Write)
                     | (PageState::Shared, Mapping::Read)
                     | (PageState::Invalid, Mapping::None | Mapping::Poisoned)
+                    | (PageState::WalkShared, Mapping::Write | Mapping::None | Mapping::Poisoned)
             );
             if !agrees {
                 return Err(format!(
                     "rights: {page:?} is {state:?} but {mapping:?} at node {index}"
                 ));
             }
+            if state == PageState::WalkShared {
+                sharers += 1;
+                continue;
+            }
             writers += usize::from(mapping == Mapping::Write);
             readers += usize::from(mapping == Mapping::Read);
             if node.memory.allows(page, Access::Read) {
                 self.check_latest(index, page)?;
             }
+        }
+        if sharers > 0 && writers + readers > 0 {
+            return Err(format!("rights: {page:?} is walk-shared by some only"));
         }
         if writers > 1 || writers == 1 && readers > 0 {
             return Err(format!(
@@ -45,7 +54,7 @@ impl World {
         self.check_page_rights(page)?;
         let owners =
             self.nodes.iter().filter(|node| node.alive && node.protocol.owns(page)).count()
-                + self.network.iter().filter(|e| self.gives(config, e, page).is_some()).count();
+                + self.under_way().filter(|e| self.gives(config, e, page).is_some()).count();
         if owners > 1 || owners == 0 && !self.lost {
             return Err(format!("one owner: {page:?} has {owners}"));
         }
@@ -57,6 +66,9 @@ impl World {
         let (pages, lease): (&[PageGrant], _) = match &envelope.message {
             Message::Grant(Grant { pages, lease, .. }) => (pages, *lease),
             Message::HandOver(hand_over) => (&hand_over.pages, None),
+            Message::Walk(Walk::Offer(offer)) if offer.page == page => {
+                return Some(offer.version.next());
+            }
             _ => return None,
         };
         let block = |page: Page| page.0 / config.lease_pages;
@@ -84,8 +96,7 @@ impl World {
                 let Some((owner, owner_since)) = node.protocol.probable_owner(page) else { break };
                 if since.is_some_and(|since| since > owner_since) {
                     let under_way = self
-                        .network
-                        .iter()
+                        .under_way()
                         .any(|e| e.to.index() == at && self.gives(config, e, page) == since);
                     if under_way || self.lost {
                         break;
@@ -135,6 +146,11 @@ impl World {
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
             if !self.lost && node.protocol.room_given() > 0 {
                 return Err(format!("room: node {index} keeps frames free for ever"));
+            }
+            for page in (0..config.pages).map(Page) {
+                if !self.lost && node.protocol.state(page) == PageState::WalkShared {
+                    self.check_latest(index, page)?;
+                }
             }
             if !node.protocol.is_idle() {
                 let what = format!("idle: something is under way at node {index} for ever\n");

@@ -28,10 +28,15 @@ pub struct Coverage {
     pub evicted_copies: u64,
     pub moved: u64,
     pub starved: u64,
+    pub walk_entered: u64,
+    pub walk_joined: u64,
+    pub walk_left: u64,
+    pub walk_reports: u64,
+    pub walk_waited: u64,
 }
 
 impl Coverage {
-    pub fn rows(&self) -> [(&'static str, u64); 22] {
+    pub fn rows(&self) -> [(&'static str, u64); 27] {
         [
             ("messages", self.messages),
             ("faults", self.faults),
@@ -55,10 +60,15 @@ impl Coverage {
             ("evicted-copies", self.evicted_copies),
             ("moved", self.moved),
             ("starved", self.starved),
+            ("walk-entered", self.walk_entered),
+            ("walk-joined", self.walk_joined),
+            ("walk-left", self.walk_left),
+            ("walk-reports", self.walk_reports),
+            ("walk-waited", self.walk_waited),
         ]
     }
 
-    fn rows_mut(&mut self) -> [&mut u64; 22] {
+    fn rows_mut(&mut self) -> [&mut u64; 27] {
         [
             &mut self.messages,
             &mut self.faults,
@@ -82,6 +92,11 @@ impl Coverage {
             &mut self.evicted_copies,
             &mut self.moved,
             &mut self.starved,
+            &mut self.walk_entered,
+            &mut self.walk_joined,
+            &mut self.walk_left,
+            &mut self.walk_reports,
+            &mut self.walk_waited,
         ]
     }
 
@@ -100,6 +115,10 @@ impl Coverage {
         self.evicted += after.evicted - before.evicted;
         self.moved += after.handed_over - before.handed_over;
         self.starved += after.starved - before.starved;
+        self.walk_entered += after.walk_entered - before.walk_entered;
+        self.walk_joined += after.walk_joined - before.walk_joined;
+        self.walk_left += after.walk_left - before.walk_left;
+        self.walk_reports += after.walk_reports - before.walk_reports;
     }
 
     pub fn max(&mut self, other: &Self) {

@@ -1,7 +1,12 @@
 //! A node's memory: one value a page, and the right to it. Checks what the protocol does to it.
 
-use dsm_core::protocol::{Effects, Message};
+use dsm_core::protocol::{Change, Conflict, Effects, Message, Walk, WalkTable};
 use dsm_core::{Access, NodeId, Page};
+
+use super::causality::{WORDS, with_word, word};
+
+/// A value of word 0 with this bit is none of a page table.
+pub const UNFIT: u64 = 1 << 31;
 
 /// What a page is to the threads of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -32,15 +37,21 @@ pub struct Memory {
     pub mappings: Vec<Mapping>,
     /// Whether the frame exists; one that does not reads as zero.
     pub present: Vec<bool>,
+    /// Pages that are page tables.
+    pub tables: Vec<bool>,
+    /// Of pages that are walk-shared here, what all agreed on.
+    pub twins: Vec<Option<u64>>,
     /// Frames from which on a page has to wait for one.
     pub capacity: usize,
 }
 
 impl Memory {
-    pub fn new(pages: u64, capacity: usize) -> Self {
+    pub fn new(pages: u64, tables: &[u64], capacity: usize) -> Self {
+        let tables = (0..pages).map(|page| tables.contains(&page)).collect();
         let pages = pages as usize;
         let (frames, mappings) = (vec![0; pages], vec![Mapping::None; pages]);
-        Self { frames, mappings, present: vec![false; pages], capacity }
+        let (present, twins) = (vec![false; pages], vec![None; pages]);
+        Self { frames, mappings, present, tables, twins, capacity }
     }
 
     /// Frames that exist.
@@ -58,6 +69,11 @@ impl Memory {
 
     pub fn allows(&self, page: Page, access: Access) -> bool {
         self.mapping(page).allows(access)
+    }
+
+    /// Whether something was stored to a walk-shared page that this node has told nobody.
+    pub fn has_changes(&self) -> bool {
+        self.twins.iter().zip(&self.frames).any(|(twin, frame)| twin.is_some_and(|it| it != *frame))
     }
 }
 
@@ -113,6 +129,17 @@ impl Effects for Turn<'_> {
             Message::HandOver(hand_over) => &hand_over.pages,
             _ => &[],
         };
+        match &message {
+            Message::Walk(Walk::Offer(offer)) => {
+                let writable = self.memory.allows(offer.page, Access::Write);
+                self.require(!writable, "offered while it can be written", offer.page);
+                payload.push(self.memory.frame(offer.page));
+            }
+            Message::Walk(Walk::Join(join)) => {
+                payload.push(self.memory.twins[join.page.0 as usize].unwrap_or(u64::MAX));
+            }
+            _ => {}
+        }
         for granted in pages {
             let writable = self.memory.allows(granted.page, Access::Write);
             self.require(!writable, "granted while it can be written", granted.page);
@@ -188,5 +215,69 @@ impl Effects for Turn<'_> {
 
     fn zero_fingerprint(&self) -> u64 {
         0
+    }
+
+    fn table(&mut self, page: Page, here: &dyn Fn(Page) -> bool) -> Option<WalkTable> {
+        let table = WalkTable { level: 1, link: None };
+        self.is_table(page, table, true, here).then_some(table)
+    }
+
+    fn is_table(&mut self, page: Page, _: WalkTable, _: bool, _: &dyn Fn(Page) -> bool) -> bool {
+        self.memory.tables[page.0 as usize] && self.memory.frame(page) & UNFIT == 0
+    }
+
+    fn copy_twin(&mut self, page: Page) {
+        let writable = self.memory.allows(page, Access::Write);
+        self.require(!writable, "twin of bytes that can be written", page);
+        self.memory.twins[page.0 as usize] = Some(self.memory.frame(page));
+    }
+
+    fn drop_twin(&mut self, page: Page) {
+        self.memory.twins[page.0 as usize] = None;
+    }
+
+    fn take_changes(&mut self, page: Page, changes: &mut Vec<Change>) {
+        let (frame, twin) = (self.memory.frame(page), self.memory.twins[page.0 as usize]);
+        let Some(twin) = twin else { return self.require(false, "a page without a twin", page) };
+        for index in 0..WORDS {
+            let (old, new) = (word(twin, index), word(frame, index));
+            if old != new {
+                changes.push(Change { page, index, old, new });
+            }
+        }
+        self.memory.twins[page.0 as usize] = Some(frame);
+    }
+
+    fn twin_word(&mut self, page: Page, index: u16) -> u64 {
+        self.memory.twins[page.0 as usize].map_or(u64::MAX, |twin| word(twin, index))
+    }
+
+    fn twin_fingerprint(&mut self, page: Page) -> u64 {
+        self.memory.twins[page.0 as usize].unwrap_or(u64::MAX)
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Option<Conflict> {
+        let mut conflict = None;
+        for &Change { page, index, new, .. } in changes {
+            let mapped = self.memory.allows(page, Access::Read);
+            self.require(!mapped, "words changed under a processor", page);
+            let (frame, Some(twin)) = (self.memory.frame(page), self.memory.twins[page.0 as usize])
+            else {
+                self.require(false, "words of a page without a twin", page);
+                continue;
+            };
+            let mine = word(frame, index);
+            if mine != word(twin, index) && mine != new {
+                conflict = Some(Conflict { page, index, one: mine, other: new });
+            }
+            self.memory.frames[page.0 as usize] = with_word(frame, index, new);
+            self.memory.twins[page.0 as usize] = Some(with_word(twin, index, new));
+            self.touched.push(page);
+        }
+        conflict
+    }
+
+    fn conflict(&mut self, conflict: Conflict) {
+        self.require(false, &format!("{conflict:x?}"), conflict.page);
     }
 }

@@ -9,6 +9,7 @@
     reason = "shared by tests, not part of a crate's interface"
 )]
 
+pub mod causality;
 pub mod check;
 pub mod coverage;
 pub mod explore;
@@ -16,4 +17,5 @@ pub mod fingerprint;
 pub mod memory;
 pub mod script;
 pub mod simulate;
+pub mod walks;
 pub mod world;

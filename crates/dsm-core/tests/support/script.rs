@@ -9,6 +9,10 @@ pub enum Use {
     Read,
     /// Stores a value that nothing has stored before.
     Write,
+    /// Stores such a value to one word only.
+    Store(u16),
+    /// Stores a value to word 0 that no page table has.
+    Spoil,
     /// Needs the right to write and stores what is there, like a processor's walk of page tables.
     Walk,
 }
@@ -40,6 +44,14 @@ pub fn write(page: u64) -> Op {
 
 pub fn walk(page: u64) -> Op {
     Op::Access(vec![(Page(page), Use::Walk)])
+}
+
+pub fn store(page: u64, word: u16) -> Op {
+    Op::Access(vec![(Page(page), Use::Store(word))])
+}
+
+pub fn spoil(page: u64) -> Op {
+    Op::Access(vec![(Page(page), Use::Spoil)])
 }
 
 pub fn access(uses: &[(u64, Use)]) -> Op {
@@ -75,6 +87,8 @@ pub struct Config {
     pub name: String,
     pub pages: u64,
     pub lease_pages: u64,
+    /// Pages that are page tables.
+    pub tables: Vec<u64>,
     /// Share of each node in the region; also says how many nodes there are.
     pub shares: Vec<u64>,
     pub features: Features,
@@ -104,6 +118,7 @@ pub const PLAIN: Features = Features {
     migratory: false,
     unchanged: false,
     check: true,
+    walk_shared: None,
 };
 
 impl Config {
@@ -112,6 +127,7 @@ impl Config {
             name: name.to_owned(),
             pages,
             lease_pages: 1,
+            tables: Vec::new(),
             shares: shares.to_vec(),
             features: PLAIN,
             scripts,
@@ -134,6 +150,14 @@ impl Config {
     pub fn lease(mut self, pages: u64) -> Self {
         self.features.lease = true;
         self.lease_pages = pages;
+        self
+    }
+
+    /// These pages are page tables, and shared when somebody asks for them. Links keep order.
+    pub fn walk_sharing(mut self, tables: &[u64]) -> Self {
+        self.tables = tables.to_vec();
+        self.features.walk_shared = Some(0);
+        self.fifo = true;
         self
     }
 

@@ -71,6 +71,8 @@ enum Event {
     End(usize),
     /// The node looks after its memory.
     Relieve(usize),
+    /// The node looks for stores to walk-shared pages.
+    Tick(usize),
 }
 
 struct Simulation<'a> {
@@ -88,6 +90,8 @@ struct Simulation<'a> {
     scheduled: Vec<bool>,
     /// Nodes that will look after their memory.
     relieving: Vec<bool>,
+    /// Nodes that will look for stores to walk-shared pages.
+    ticking: Vec<bool>,
 }
 
 /// Plays `config` to its end; `events_max` bounds it.
@@ -112,6 +116,7 @@ pub fn simulate(
         slow,
         scheduled: vec![false; config.scripts.len()],
         relieving: vec![false; config.nodes()],
+        ticking: vec![false; config.nodes()],
     };
     simulation.run(events_max)?;
     Ok(simulation.world.coverage)
@@ -142,6 +147,7 @@ impl Simulation<'_> {
             self.evict()?;
             self.schedule_threads();
             self.schedule_relief();
+            self.schedule_ticks();
             for page in std::mem::take(&mut self.world.touched) {
                 self.world.check_page_rights(page)?;
             }
@@ -195,6 +201,10 @@ impl Simulation<'_> {
                 Ok(())
             }
             Event::End(node) => self.world.apply(self.config, Action::End(node)),
+            Event::Tick(node) => {
+                self.ticking[node] = false;
+                self.world.apply(self.config, Action::Tick(node))
+            }
             Event::Relieve(node) => {
                 self.relieving[node] = false;
                 self.relieve(node)
@@ -240,6 +250,18 @@ impl Simulation<'_> {
                 let factor = if self.slow[node] { 10 } else { 1 };
                 let delay = (1 + self.random.below(self.pace.latency_max)) * factor;
                 self.at(delay, Event::Relieve(node));
+            }
+        }
+    }
+
+    /// What was stored to walk-shared pages gets about after a while, if nothing else needs it.
+    fn schedule_ticks(&mut self) {
+        for node in 0..self.config.nodes() {
+            let stored = self.world.nodes[node].memory.has_changes();
+            if stored && !self.ticking[node] {
+                self.ticking[node] = true;
+                let delay = 1 + self.random.below(self.pace.latency_max * 5);
+                self.at(delay, Event::Tick(node));
             }
         }
     }

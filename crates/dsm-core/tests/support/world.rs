@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use dsm_core::protocol::{Message, Mutation, Protocol, RoomWanted, Violation};
+use dsm_core::protocol::{Message, Mutation, PageState, Protocol, RoomWanted, Violation};
 use dsm_core::{Access, Age, NodeId, Page, ThreadId, Version};
 
+use super::causality::{Causality, WORDS, with_word};
 use super::coverage::Coverage;
 use super::fingerprint::fingerprint;
-use super::memory::{Mapping, Memory, Turn};
+use super::memory::{Mapping, Memory, Turn, UNFIT};
 use super::script::{Config, Op, Use};
 
 /// Added to a thread's number for the holds it takes.
@@ -21,6 +22,8 @@ pub struct Node {
     pub alive: bool,
     /// Of the protocol and the memory; kept, since most events change one node.
     fingerprint: u128,
+    /// Messages that wait until reports of this node are in force, up to a number.
+    pub held: Vec<(u64, Arc<Envelope>)>,
     /// To tell repeated messages: the highest request number, and the last invalidation by page.
     last_seq: u32,
     invalidated: Vec<Version>,
@@ -93,6 +96,8 @@ pub enum Action {
     ReturnRoom(usize),
     /// Pages of the node that found no frame try again.
     Feed(usize),
+    /// The node looks for stores to walk-shared pages.
+    Tick(usize),
 }
 
 #[derive(Clone)]
@@ -102,6 +107,8 @@ pub struct World {
     pub network: Vec<Arc<Envelope>>,
     /// What the last write that retired stored.
     pub latest: Vec<u64>,
+    /// Where pages may be walk-shared.
+    pub causality: Option<Causality>,
     pub lost: bool,
     pub evictions: u32,
     pub room_asked: u32,
@@ -116,9 +123,10 @@ impl World {
             .map(|index| {
                 let mut node = Node {
                     protocol: Protocol::new(config.settings(index)),
-                    memory: Memory::new(config.pages, config.capacity),
+                    memory: Memory::new(config.pages, &config.tables, config.capacity),
                     alive: true,
                     fingerprint: 0,
+                    held: Vec::new(),
                     last_seq: 0,
                     invalidated: vec![Version::ZERO; config.pages as usize],
                 };
@@ -133,6 +141,8 @@ impl World {
             threads: vec![thread; config.scripts.len()],
             network: Vec::new(),
             latest: vec![0; config.pages as usize],
+            causality: (config.features.walk_shared)
+                .map(|_| Causality::new(config.nodes(), config.pages)),
             lost: false,
             evictions: 0,
             room_asked: 0,
@@ -150,8 +160,18 @@ impl World {
         }
         for (index, node) in self.nodes.iter().enumerate() {
             sum = sum.wrapping_add(fingerprint(&(node.fingerprint, node.alive, index)));
+            for (at, (after, envelope)) in node.held.iter().enumerate() {
+                sum = sum.wrapping_add(fingerprint(&(after, envelope.fingerprint, at)));
+            }
         }
-        fingerprint(&(sum, &self.threads, &self.latest, self.lost, self.evictions, self.room_asked))
+        let Self { threads, latest, causality, lost, evictions, room_asked, .. } = self;
+        fingerprint(&(sum, threads, latest, causality, lost, evictions, room_asked))
+    }
+
+    /// Messages that have not arrived.
+    pub fn under_way(&self) -> impl Iterator<Item = &Arc<Envelope>> {
+        let held = self.nodes.iter().flat_map(|node| node.held.iter().map(|(_, held)| held));
+        self.network.iter().chain(held)
     }
 
     /// How many messages of the same link are ahead of that at `at`.
@@ -199,6 +219,11 @@ impl World {
                 }
             }
             None => {}
+        }
+        for (index, node) in self.nodes.iter().enumerate() {
+            if node.alive && !node.protocol.has_ended() && node.memory.has_changes() {
+                actions.push(Action::Tick(index));
+            }
         }
         self.room_actions(config, actions);
         if self.evictions < config.evictions {
@@ -285,7 +310,7 @@ impl World {
                     Ok(())
                 })?;
             }
-            Action::Release(thread) => self.release(config, thread)?,
+            Action::Release(thread) => self.release_hold(config, thread)?,
             Action::Lose(node) => self.lose(config, node),
             Action::End(node) => {
                 self.turn(config, node, &[], |protocol, fx| {
@@ -293,7 +318,12 @@ impl World {
                     Ok(())
                 })?;
                 self.network.retain(|envelope| envelope.to.index() != node);
+                Arc::make_mut(&mut self.nodes[node]).held.clear();
             }
+            Action::Tick(node) => self.turn(config, node, &[], |protocol, fx| {
+                protocol.walk_tick(fx);
+                Ok(())
+            })?,
             Action::Evict(node, page, age) => {
                 self.evictions += 1;
                 self.coverage.evicted_copies +=
@@ -421,12 +451,47 @@ impl World {
         thread.quiet = thread.open;
         self.coverage.retired += 1;
         for &(page, how) in uses {
-            self.check_latest(node, page)?;
-            if how == Use::Write {
-                self.store(node, page, value);
+            self.check_sight(node, page, how)?;
+            match how {
+                Use::Write => self.store(node, page, value),
+                Use::Store(word) => self.store_word(node, page, word, value),
+                Use::Spoil => self.store_word(node, page, 0, value | UNFIT),
+                Use::Read | Use::Walk => {}
             }
         }
         Ok(())
+    }
+
+    /// What an instruction sees of a page that it uses.
+    fn check_sight(&mut self, node: usize, page: Page, how: Use) -> Result<(), String> {
+        let shared = self.nodes[node].protocol.state(page) == PageState::WalkShared;
+        if !shared {
+            self.check_latest(node, page)?;
+        }
+        let Node { memory, .. } = &*self.nodes[node];
+        let value = memory.frame(page);
+        let table = memory.tables[page.0 as usize];
+        match &mut self.causality {
+            Some(causality) if table => causality.sees(node, page, value),
+            Some(causality) => {
+                causality.ordinary(node, page, !matches!(how, Use::Read | Use::Walk));
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn store_word(&mut self, node: usize, page: Page, index: u16, value: u64) {
+        assert!(index < WORDS, "a page of the model has fewer words");
+        if self.nodes[node].memory.tables[page.0 as usize]
+            && let Some(causality) = &mut self.causality
+        {
+            causality.stores(node, page, index, value);
+        }
+        let latest = with_word(self.latest[page.0 as usize], index, value);
+        let frame = with_word(self.nodes[node].memory.frame(page), index, value);
+        self.store(node, page, frame);
+        self.latest[page.0 as usize] = latest;
     }
 
     pub(super) fn check_latest(&self, node: usize, page: Page) -> Result<(), String> {
@@ -452,7 +517,7 @@ impl World {
         (thread.ran, thread.quiet) = (false, false);
     }
 
-    fn release(&mut self, config: &Config, index: usize) -> Result<(), String> {
+    fn release_hold(&mut self, config: &Config, index: usize) -> Result<(), String> {
         let node = config.scripts[index].node;
         let Op::Hold(pages, access) =
             &config.scripts[index].ops[usize::from(self.threads[index].next)]
@@ -484,6 +549,7 @@ impl World {
     pub fn lose(&mut self, config: &Config, node: usize) {
         self.lost = true;
         Arc::make_mut(&mut self.nodes[node]).alive = false;
+        Arc::make_mut(&mut self.nodes[node]).held.clear();
         self.network.retain(|envelope| envelope.to.index() != node);
         for (index, script) in config.scripts.iter().enumerate() {
             if script.node == node {
@@ -507,6 +573,7 @@ impl World {
         let mut turn = Turn::new(&mut node.memory, payload);
         event(&mut node.protocol, &mut turn)
             .map_err(|violation| format!("violation: {violation}"))?;
+        let after = flush(&mut node.protocol, &mut turn);
         let Turn { sent, installed, poisoned, touched, wrong, .. } = turn;
         if let Some(wrong) = wrong {
             return Err(wrong);
@@ -515,9 +582,10 @@ impl World {
         let ready = node.protocol.take_ready();
         self.touched.extend(touched);
         self.wake(config, index, &installed, &ready, poisoned);
-        for (to, message, payload) in sent {
-            self.post(config, index, to, message, payload);
+        for ((to, message, payload), after) in sent.into_iter().zip(after) {
+            self.post(config, index, to, message, payload, after);
         }
+        self.release(index);
         let node = Arc::make_mut(&mut self.nodes[index]);
         node.fingerprint = fingerprint(&(&node.protocol, &node.memory));
         Ok(())
@@ -564,6 +632,7 @@ impl World {
         to: NodeId,
         message: Message,
         payload: Vec<u64>,
+        after: Option<u64>,
     ) {
         let node = Arc::make_mut(&mut self.nodes[index]);
         match &message {
@@ -594,6 +663,34 @@ impl World {
         }
         let from = NodeId::new(index).expect("a node of the cluster");
         let fingerprint = fingerprint(&(from, to, &message, &payload));
-        self.network.push(Arc::new(Envelope { from, to, message, payload, fingerprint }));
+        let envelope = Arc::new(Envelope { from, to, message, payload, fingerprint });
+        match after {
+            Some(number) => {
+                self.coverage.walk_waited += 1;
+                Arc::make_mut(&mut self.nodes[index]).held.push((number, envelope));
+            }
+            None => self.network.push(envelope),
+        }
     }
+
+    /// Lets go what has waited for reports that are in force now.
+    fn release(&mut self, index: usize) {
+        let node = Arc::make_mut(&mut self.nodes[index]);
+        let in_force = node.protocol.in_force();
+        let ready = node.held.iter().take_while(|(number, _)| *number <= in_force).count();
+        self.network.extend(node.held.drain(..ready).map(|(_, envelope)| envelope));
+    }
+}
+
+/// Looks for stores to walk-shared pages, as long as there are messages that need it. Says for each
+/// message which report it has to wait for.
+fn flush(protocol: &mut Protocol, turn: &mut Turn<'_>) -> Vec<Option<u64>> {
+    let mut after = Vec::new();
+    while after.len() < turn.sent.len() {
+        let new = turn.sent[after.len()..].iter();
+        let waits: Vec<bool> = new.map(|(_, message, _)| message.waits_for_flush()).collect();
+        let number = if waits.contains(&true) { protocol.flush(turn) } else { None };
+        after.extend(waits.into_iter().map(|waits| number.filter(|_| waits)));
+    }
+    after
 }
