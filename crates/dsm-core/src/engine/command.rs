@@ -13,6 +13,7 @@ use super::handle::HoldError;
 use super::observe::Observer;
 use super::pace::{Nudge, Pace};
 use super::stats::RegionStats;
+use super::walks::{Flushed, PageTables};
 
 /// Sends the answer; whoever asked may be gone.
 pub(super) type Reply<T> = SyncSender<T>;
@@ -79,6 +80,18 @@ pub(super) enum Command {
     Observe {
         region: RegionId,
         observer: Option<Observer>,
+    },
+    /// Who knows which pages are page tables.
+    SetTables {
+        region: RegionId,
+        after: u8,
+        tables: Arc<dyn PageTables>,
+        reply: Reply<()>,
+    },
+    /// Calls back when stores to walk-shared pages are in force everywhere.
+    Flush {
+        region: RegionId,
+        then: Flushed,
     },
     /// This thread goes before others of the process.
     Outrank,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -23,7 +23,8 @@ use super::observe::Observer;
 use super::pace::{Nudge, Pace};
 use super::stats::RegionStats;
 use super::wait::WaitMode;
-use super::worker::{Wake, Worker};
+use super::walks::{Flushed, PageTables};
+use super::worker::{Shared, Wake, Worker};
 
 /// What an engine is told at its start.
 #[derive(Clone, Copy, Debug)]
@@ -180,6 +181,8 @@ pub struct Engine {
     config: EngineConfig,
     workers: Vec<WorkerHandle>,
     regions: Mutex<HashMap<RegionId, Arc<RegionMemory>>>,
+    /// Regions of which something may have to be flushed.
+    shares: Arc<AtomicUsize>,
     holds: AtomicU32,
     last_hold: AtomicU32,
 }
@@ -219,6 +222,8 @@ impl Engine {
         let events: Arc<dyn Fn(EngineEvent) + Send + Sync> = Arc::new(events);
         let ages = Arc::new(Ages::new());
         let budget = Arc::new(Budget::new(config.frames, config.workers, config.hold_keep_max));
+        let shares = Arc::new(AtomicUsize::new(0));
+        let shared = Shared { ages, budget: Arc::clone(&budget), shares: Arc::clone(&shares) };
         let mut workers: Vec<WorkerHandle> = Vec::new();
         for index in 0..config.workers.max(1) {
             let (commands, receiver) = mpsc::channel();
@@ -229,8 +234,7 @@ impl Engine {
                 receiver,
                 Arc::clone(&wake),
                 Arc::clone(&events),
-                Arc::clone(&ages),
-                Arc::clone(&budget),
+                shared.clone(),
             )
             .map_err(EngineError::Start)?;
             let thread = std::thread::Builder::new()
@@ -244,6 +248,7 @@ impl Engine {
             config,
             workers,
             regions: Mutex::default(),
+            shares,
             holds: AtomicU32::new(0),
             last_hold: AtomicU32::new(0),
         })
@@ -283,6 +288,44 @@ impl Engine {
     /// [`EngineError::Stripes`], [`EngineError::Stopped`].
     pub fn open(&self, spec: &RegionSpec) -> Result<(), EngineError> {
         self.open_with(spec, self.settings(spec))
+    }
+
+    /// Has page tables of a region that came back unchanged `after` times be walk-shared; `tables`
+    /// knows which pages these are. Says whether they will: not where a node has several workers. All
+    /// nodes must have been told before programs of theirs use the region.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Stopped`].
+    pub fn share_walked(
+        &self,
+        region: RegionId,
+        after: u8,
+        tables: &Arc<dyn PageTables>,
+    ) -> Result<bool, EngineError> {
+        if self.workers.len() > 1 {
+            // A flush compares the pages of one worker.
+            return Ok(false);
+        }
+        let tables = || Arc::clone(tables);
+        self.ask_all(|reply| Command::SetTables { region, after, tables: tables(), reply })?;
+        Ok(true)
+    }
+
+    /// Calls `then` on a worker's thread when what this thread has stored to walk-shared pages, or
+    /// seen of what others of this node have, is in force at all nodes; in the order of the calls.
+    /// For what other nodes are told by other ways than pages. A worker that has stopped does not call.
+    pub fn flush(&self, region: RegionId, then: Flushed) {
+        // There are walk-shared pages only where there is one worker.
+        if let Some(worker) = self.workers.first() {
+            let _ = worker.tell(Command::Flush { region, then });
+        }
+    }
+
+    /// Whether there is something to flush. If not, whoever calls may do at once what others are to
+    /// see after its stores, as soon as all its calls of [`Engine::flush`] have called back.
+    pub fn must_flush(&self) -> bool {
+        self.shares.load(Ordering::SeqCst) > 0
     }
 
     /// As [`Engine::open`], with a seeded mistake: shows that tests on real pages notice it.

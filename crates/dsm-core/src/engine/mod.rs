@@ -19,6 +19,7 @@ mod residency;
 mod shard;
 mod stats;
 mod wait;
+mod walks;
 mod watch;
 mod worker;
 
@@ -27,4 +28,5 @@ pub use observe::{Observed, Observer};
 pub use pace::{Nudge, Pace};
 pub use stats::{FaultKind, Latency, RegionStats};
 pub use wait::WaitMode;
+pub use walks::{Flushed, Frames, PageTables, WORDS};
 pub use worker::outrank;

@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::pages::{MemoryError, RegionMemory, ZERO_PAGE_FINGERPRINT};
-use crate::protocol::{Effects, Message, PageState, Protocol, Settings, Violation};
+use crate::protocol::{
+    Change, Conflict, Effects, Message, PageState, Protocol, Settings, Violation, Walk, WalkTable,
+};
 use crate::types::{Access, NodeId, PAGE_SIZE, Page, RegionId, ThreadId};
 use crate::uffd::Fault;
 
-use super::ages::Ages;
 use super::budget::Budget;
 use super::command::{HoldRequest, Reply};
 use super::evict::Moving;
@@ -19,7 +21,9 @@ use super::pace::{Nudge, Pace};
 use super::read_ahead::{Milestones, ReadAhead};
 use super::residency::Residency;
 use super::stats::{Contended, FaultKind, Latency, RegionStats};
+use super::walks::{Flushed, Walks};
 use super::watch::{Progress, Watch};
+use super::worker::Shared;
 
 /// A message on its way to a peer, and the pages whose frames go with it.
 ///
@@ -29,8 +33,11 @@ pub(super) struct Outgoing {
     pub(super) to: NodeId,
     pub(super) region: RegionId,
     pub(super) message: Message,
-    /// The pages of a [`Message::HandOver`], whose frames go before it leaves.
+    /// The pages that go with it, where they can't be read from the frames when it leaves: those of a
+    /// [`Message::HandOver`], whose frames go before; a twin; and those of what has to wait.
     pub(super) copied: Vec<[u8; PAGE_SIZE]>,
+    /// It may leave when the reports of this node up to this number are in force.
+    pub(super) after: Option<u64>,
 }
 
 /// A hold that this worker gathers or keeps.
@@ -62,6 +69,10 @@ pub(super) struct Shard {
     pub(super) moving: Moving,
     /// Frames kept free for other nodes, as counted in the budget.
     room_given: u64,
+    pub(super) walks: Walks,
+    /// Something may have to be flushed; then this shard is counted in `shares`, for other threads.
+    sharing: bool,
+    shares: Arc<AtomicUsize>,
 }
 
 /// The world as the protocol sees it during one call.
@@ -77,6 +88,7 @@ pub(super) struct World<'a> {
     left_out: Option<&'a mut Milestones>,
     residency: &'a mut Residency,
     budget: &'a Budget,
+    walks: &'a mut Walks,
     discards: Vec<Page>,
     error: Option<MemoryError>,
 }
@@ -88,9 +100,9 @@ impl Shard {
         memory: Arc<RegionMemory>,
         settings: Settings,
         stripe: usize,
-        ages: Arc<Ages>,
-        budget: Arc<Budget>,
+        shared: Shared,
     ) -> Self {
+        let Shared { ages, budget, shares } = shared;
         let served = memory.stripe_pages(stripe);
         let read_ahead = ReadAhead::new(served.clone(), settings.features.fault_around);
         let residency = Residency::new(served.clone());
@@ -113,6 +125,9 @@ impl Shard {
             budget,
             moving: Moving::default(),
             room_given: 0,
+            walks: Walks::default(),
+            sharing: false,
+            shares,
         }
     }
 
@@ -123,11 +138,12 @@ impl Shard {
         outgoing: &mut Vec<Outgoing>,
         call: impl FnOnce(&mut Protocol, &mut World<'_>) -> R,
     ) -> Result<R, MemoryError> {
+        let first = outgoing.len();
         let mut world = World {
             region: self.region,
             memory: &self.memory,
             payload,
-            outgoing,
+            outgoing: &mut *outgoing,
             installs: Vec::new(),
             installed: Vec::new(),
             contended: &mut self.contended,
@@ -136,16 +152,25 @@ impl Shard {
             left_out: self.read_ahead.milestones().filter(|_| self.holds.is_empty()),
             residency: &mut self.residency,
             budget: &self.budget,
+            walks: &mut self.walks,
             discards: Vec::new(),
             error: None,
         };
         let result = call(&mut self.protocol, &mut world);
+        if self.protocol.flushes() || self.sharing {
+            world.flush(&mut self.protocol, first);
+            // Before a page that is shared can be stored to.
+            if self.protocol.flushes() && !std::mem::replace(&mut self.sharing, true) {
+                self.shares.fetch_add(1, Ordering::SeqCst);
+            }
+        }
         world.apply_installs();
         world.apply_discards();
         let World { error, installed, .. } = world;
         if !installed.is_empty() {
             self.record(&installed);
         }
+        self.let_go(first, outgoing);
         self.report_ready();
         let given = self.protocol.room_given();
         if given != self.room_given {
@@ -153,7 +178,51 @@ impl Shard {
             self.budget.gone(self.room_given.saturating_sub(given));
             self.room_given = given;
         }
+        let conflict = self.walks.conflict.take();
+        let region = || self.memory.name().to_owned();
+        let error = error.or_else(|| {
+            conflict.map(|conflict| MemoryError::Conflict { region: region(), conflict })
+        });
         error.map_or(Ok(result), Err)
+    }
+
+    /// Keeps what has to wait for a flush from leaving, and has go on what has waited for one.
+    fn let_go(&mut self, first: usize, outgoing: &mut Vec<Outgoing>) {
+        if outgoing[first..].iter().any(|message| message.after.is_some()) {
+            let held = outgoing.extract_if(first.., |message| message.after.is_some());
+            self.walks.held.extend(held);
+        }
+        if !self.walks.held.is_empty() || !self.walks.waiting.is_empty() {
+            self.walks.release(self.protocol.in_force(), outgoing);
+        }
+        // After what waited: what finds nothing to wait for must not go before it.
+        if self.sharing && !self.protocol.flushes() {
+            self.sharing = false;
+            self.shares.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Calls `then` when what was stored so far to walk-shared pages is in force everywhere.
+    pub(super) fn flush(
+        &mut self,
+        then: Flushed,
+        outgoing: &mut Vec<Outgoing>,
+    ) -> Result<(), MemoryError> {
+        match self.run(&[], outgoing, |protocol, world| protocol.flush(world))? {
+            Some(number) if number > self.protocol.in_force() => {
+                self.walks.waiting.push((number, then));
+            }
+            _ => then(),
+        }
+        Ok(())
+    }
+
+    /// Tells the others now and then what was stored to walk-shared pages.
+    pub(super) fn walk_tick(&mut self, outgoing: &mut Vec<Outgoing>) -> Result<(), MemoryError> {
+        if self.protocol.walk_shared() == 0 {
+            return Ok(());
+        }
+        self.run(&[], outgoing, |protocol, world| protocol.walk_tick(world))
     }
 
     /// The bytes of a page that is being sent, for the duration of the sending.
@@ -381,6 +450,7 @@ impl Shard {
             }
         }
         self.waiting.clear();
+        self.walks.end();
         self.run(&[], outgoing, |protocol, world| protocol.end(world))
     }
 
@@ -394,6 +464,7 @@ impl Shard {
             pages_held: self.holds.values().map(|hold| hold.pages).sum(),
             holds_expired: self.holds_expired,
             contentions: self.contentions,
+            walk_shared: self.protocol.walk_shared() as u64,
             ended: self.protocol.has_ended(),
             ..RegionStats::default()
         };
@@ -405,6 +476,8 @@ impl Shard {
 impl Drop for Shard {
     fn drop(&mut self) {
         self.budget.gone(self.residency.count() + self.room_given);
+        self.shares.fetch_sub(usize::from(self.sharing), Ordering::SeqCst);
+        self.walks.end();
     }
 }
 
@@ -415,6 +488,45 @@ impl World<'_> {
         {
             self.error = Some(error);
         }
+    }
+
+    /// Looks for stores to walk-shared pages, as long as there are messages from `first` on that need
+    /// it. Each is told what it has to wait for.
+    fn flush(&mut self, protocol: &mut Protocol, first: usize) {
+        let mut at = first;
+        while at < self.outgoing.len() && protocol.flushes() {
+            let end = self.outgoing.len();
+            let waits = |outgoing: &Outgoing| outgoing.message.waits_for_flush();
+            let number = match self.outgoing[at..end].iter().any(waits) {
+                true => protocol.flush(self),
+                false => None,
+            };
+            if number.is_some() {
+                for index in at..end {
+                    if waits(&self.outgoing[index]) {
+                        self.outgoing[index].after = number;
+                        self.copy_frames(index);
+                    }
+                }
+            }
+            at = end;
+        }
+    }
+
+    /// Takes the bytes that go with a grant: its frames may change before it leaves.
+    fn copy_frames(&mut self, index: usize) {
+        let Message::Grant(grant) = &self.outgoing[index].message else { return };
+        let with_data = grant.pages.iter().filter(|granted| granted.data);
+        let pages: Vec<Page> = with_data.map(|granted| granted.page).collect();
+        let copied = pages.into_iter().map(|page| self.copy_out(page)).collect();
+        self.outgoing[index].copied = copied;
+    }
+
+    fn copy_out(&mut self, page: Page) -> [u8; PAGE_SIZE] {
+        let mut bytes = [0; PAGE_SIZE];
+        let result = self.memory.copy_out(page, &mut bytes);
+        self.keep(result);
+        bytes
     }
 
     /// Installs what was collected, neighbours with the same right in one call.
@@ -486,13 +598,19 @@ impl Effects for World<'_> {
         if let Message::HandOver(hand_over) = &message {
             for granted in &hand_over.pages {
                 self.use_frame(granted.page);
-                let mut bytes = [0; PAGE_SIZE];
-                let result = self.memory.copy_out(granted.page, &mut bytes);
-                self.keep(result);
-                copied.push(bytes);
+                copied.push(self.copy_out(granted.page));
             }
         }
-        self.outgoing.push(Outgoing { to, region: self.region, message, copied });
+        match &message {
+            Message::Walk(Walk::Offer(offer)) => {
+                self.use_frame(offer.page);
+                copied.push(self.copy_out(offer.page));
+            }
+            Message::Walk(Walk::Join(join)) => copied.extend(self.walks.twin_bytes(join.page)),
+            _ => {}
+        }
+        let after = None;
+        self.outgoing.push(Outgoing { to, region: self.region, message, copied, after });
     }
 
     fn fill(&mut self, page: Page, payload: usize) {
@@ -555,6 +673,56 @@ impl Effects for World<'_> {
 
     fn zero_fingerprint(&self) -> u64 {
         ZERO_PAGE_FINGERPRINT
+    }
+
+    fn table(&mut self, page: Page, here: &dyn Fn(Page) -> bool) -> Option<WalkTable> {
+        self.walks.table(self.memory, page, here)
+    }
+
+    fn is_table(
+        &mut self,
+        page: Page,
+        table: WalkTable,
+        changed: bool,
+        here: &dyn Fn(Page) -> bool,
+    ) -> bool {
+        self.walks.is_table((self.memory, self.residency), page, table, changed, here)
+    }
+
+    fn copy_twin(&mut self, page: Page) {
+        let result = self.walks.copy_twin(self.memory, page);
+        self.keep(result);
+    }
+
+    fn drop_twin(&mut self, page: Page) {
+        self.walks.drop_twin(page);
+    }
+
+    fn take_changes(&mut self, page: Page, changes: &mut Vec<Change>) {
+        let result = self.walks.take_changes(self.memory, page, changes);
+        self.keep(result);
+    }
+
+    fn twin_word(&mut self, page: Page, index: u16) -> u64 {
+        self.walks.twin_word(page, index)
+    }
+
+    fn twin_fingerprint(&mut self, page: Page) -> u64 {
+        self.walks.fingerprint(page)
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Option<Conflict> {
+        match self.walks.apply(self.memory, changes) {
+            Ok(conflict) => conflict,
+            Err(error) => {
+                self.keep(Err(error));
+                None
+            }
+        }
+    }
+
+    fn conflict(&mut self, conflict: Conflict) {
+        self.walks.conflict.get_or_insert(conflict);
     }
 
     fn left_modified(&mut self, page: Page, unchanged: bool) {

@@ -170,6 +170,8 @@ pub struct RegionStats {
     pub sleeps: u64,
     /// Thread clocks looked at, because a page was wanted by two.
     pub contentions: u64,
+    /// Pages that are walk-shared now.
+    pub walk_shared: u64,
     /// Whether the region has ended because a node was lost.
     pub ended: bool,
 }
@@ -193,6 +195,7 @@ impl RegionStats {
         self.holds_expired += other.holds_expired;
         self.sleeps += other.sleeps;
         self.contentions += other.contentions;
+        self.walk_shared += other.walk_shared;
         self.ended |= other.ended;
     }
 }

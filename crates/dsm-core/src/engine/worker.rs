@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ const LOOK_SOURCES_MAX: usize = 4;
 const TIMER_SLACK_NS: libc::c_ulong = 1_000;
 /// Threads that have not faulted for this long are forgotten.
 const IDLE: Duration = Duration::from_secs(5);
+/// How often stores to walk-shared pages are looked for when nothing else needs it.
+const WALK_TICK: Duration = Duration::from_millis(5);
 
 /// Wakes a worker for its commands, asleep or looking.
 pub(super) struct Wake(OwnedFd, AtomicBool);
@@ -96,6 +98,15 @@ struct Link {
     blocked: bool,
 }
 
+/// What the workers of an engine share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) ages: Arc<Ages>,
+    pub(super) budget: Arc<Budget>,
+    /// Regions of which something may have to be flushed.
+    pub(super) shares: Arc<AtomicUsize>,
+}
+
 /// State of a worker thread.
 pub(super) struct Worker {
     index: usize,
@@ -103,8 +114,7 @@ pub(super) struct Worker {
     commands: Receiver<Command>,
     wake: Arc<Wake>,
     events: Arc<dyn Fn(EngineEvent) + Send + Sync>,
-    ages: Arc<Ages>,
-    budget: Arc<Budget>,
+    shared: Shared,
     shortage: Shortage,
     epoll: OwnedFd,
     links: BTreeMap<NodeId, Link>,
@@ -123,6 +133,7 @@ pub(super) struct Worker {
     head: Vec<u8>,
     sleeps: u64,
     swept: Instant,
+    walk_ticked: Instant,
     stop: bool,
 }
 
@@ -133,8 +144,7 @@ impl Worker {
         commands: Receiver<Command>,
         wake: Arc<Wake>,
         events: Arc<dyn Fn(EngineEvent) + Send + Sync>,
-        ages: Arc<Ages>,
-        budget: Arc<Budget>,
+        shared: Shared,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &wake.0, Source::Commands.data(), epoll::EventFlags::IN)?;
@@ -145,8 +155,7 @@ impl Worker {
             commands,
             wake,
             events,
-            ages,
-            budget,
+            shared,
             shortage: Shortage::default(),
             epoll,
             links: BTreeMap::new(),
@@ -161,6 +170,7 @@ impl Worker {
             head: Vec::new(),
             sleeps: 0,
             swept: Instant::now(),
+            walk_ticked: Instant::now(),
             stop: false,
         })
     }
@@ -197,6 +207,7 @@ impl Worker {
                 self.waiter.turned(found, None);
             }
             self.sweep();
+            self.walk_tick();
         }
     }
 
@@ -280,7 +291,8 @@ impl Worker {
         });
         self.outgoing = outgoing;
         self.dispatch();
-        let Some(mut shortage) = std::mem::take(&mut self.shortage).begin(&self.budget) else {
+        let Some(mut shortage) = std::mem::take(&mut self.shortage).begin(&self.shared.budget)
+        else {
             return Pressure::None;
         };
         let mut outgoing = std::mem::take(&mut self.outgoing);
@@ -288,7 +300,7 @@ impl Worker {
         let starved = self.shards.values().filter(|shard| shard.protocol.is_starved());
         shortage.starved = starved.map(|shard| shard.protocol.shortage_age()).min();
         self.each_shard(|shard| shortage.relieve(shard, &peers, &mut outgoing));
-        let pressure = shortage.pressure(&self.budget);
+        let pressure = shortage.pressure(&self.shared.budget);
         if std::mem::take(&mut shortage.blames) {
             self.shards.values_mut().for_each(|shard| shard.protocol.blame_all());
         }
@@ -311,8 +323,22 @@ impl Worker {
         }
         let deadline = self.shards.values().filter_map(Shard::next_deadline).min();
         let idle = self.swept + IDLE;
-        let next = deadline.map_or(idle, |deadline| deadline.min(idle));
+        let mut next = deadline.map_or(idle, |deadline| deadline.min(idle));
+        if self.shared.shares.load(Ordering::Relaxed) > 0 {
+            next = next.min(self.walk_ticked + WALK_TICK);
+        }
         Some(next.saturating_duration_since(Instant::now()).max(Duration::from_micros(100)))
+    }
+
+    fn walk_tick(&mut self) {
+        if self.shared.shares.load(Ordering::Relaxed) == 0 || self.walk_ticked.elapsed() < WALK_TICK
+        {
+            return;
+        }
+        self.walk_ticked = Instant::now();
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        self.each_shard(|shard| shard.walk_tick(&mut outgoing));
+        self.outgoing = outgoing;
     }
 
     fn sweep(&mut self) {
@@ -389,8 +415,8 @@ impl Worker {
                 if let Some(uffd) = memory.stripes().get(self.index) {
                     self.watch_fd(uffd.as_fd(), Source::Faults(region));
                 }
-                let (ages, budget) = (Arc::clone(&self.ages), Arc::clone(&self.budget));
-                let shard = Shard::new(region, memory, *settings, self.index, ages, budget);
+                let shared = self.shared.clone();
+                let shard = Shard::new(region, memory, *settings, self.index, shared);
                 self.shards.insert(region, shard);
                 self.regions = self.shards.keys().copied().collect();
                 let _ = reply.try_send(());
@@ -440,6 +466,18 @@ impl Worker {
                     Ok(())
                 });
             }
+            Command::SetTables { region, after, tables, reply } => {
+                self.with_shard(region, |shard, _| {
+                    shard.protocol.share_walked(after);
+                    shard.walks.tables = Some(tables);
+                    Ok(())
+                });
+                let _ = reply.try_send(());
+            }
+            Command::Flush { region, then } => match self.shards.contains_key(&region) {
+                true => self.with_shard(region, |shard, outgoing| shard.flush(then, outgoing)),
+                false => then(),
+            },
             Command::Outrank => {
                 if let Err(error) = outrank() {
                     log::warn!(
@@ -544,7 +582,7 @@ impl Worker {
     /// Hands the messages of this turn to the transports, and those to the kernel.
     fn dispatch(&mut self) {
         let mut failed = Vec::new();
-        for Outgoing { to, region, message, copied } in self.outgoing.drain(..) {
+        for Outgoing { to, region, message, copied, .. } in self.outgoing.drain(..) {
             let (Some(link), Some(shard)) = (self.links.get_mut(&to), self.shards.get(&region))
             else {
                 continue;
@@ -552,13 +590,13 @@ impl Worker {
             self.head.clear();
             let class = if message.is_urgent() { Class::Urgent } else { Class::Ordinary };
             let pages = match &message {
+                _ if !copied.is_empty() => Ok(copied.iter().collect()),
                 Message::Grant(grant) => grant
                     .pages
                     .iter()
                     .filter(|granted| granted.data)
                     .map(|granted| shard.frame_bytes(granted.page))
                     .collect(),
-                Message::HandOver(_) => Ok(copied.iter().collect()),
                 _ => Ok(Vec::new()),
             };
             let sent = match pages {

@@ -13,6 +13,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::memory::{MemoryError, RegionMemory};
 use crate::types::{PAGE_SIZE, Page};
 
+/// Words of 8 bytes in a page.
+const WORDS: usize = PAGE_SIZE / 8;
+
 /// [`RegionMemory::fingerprint`] of a page of zeros, for pages whose frame needn't exist to be
 /// known.
 pub const ZERO_PAGE_FINGERPRINT: u64 = 0x93d7_6fe1_48c6_89ba;
@@ -54,6 +57,57 @@ impl RegionMemory {
         // anyone holds a reference to.
         unsafe { frame.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), PAGE_SIZE) };
         Ok(())
+    }
+
+    /// Copies a page's words out of its frame, each as a whole: others may store meanwhile.
+    ///
+    /// # Errors
+    /// For a page outside of the region.
+    pub fn copy_words(&self, page: Page, words: &mut [u64; WORDS]) -> Result<(), MemoryError> {
+        let frame = self.frame(page)?.cast::<u64>();
+        for (index, word) in words.iter_mut().enumerate() {
+            // SAFETY: a frame is WORDS aligned words in the alias, which this value keeps mapped.
+            *word = unsafe { frame.as_ptr().add(index).read_volatile() };
+        }
+        Ok(())
+    }
+
+    /// One word of a page's frame; 0 beyond its last.
+    ///
+    /// # Errors
+    /// For a page outside of the region.
+    pub fn word(&self, page: Page, index: u16) -> Result<u64, MemoryError> {
+        let frame = self.frame(page)?.cast::<u64>();
+        if usize::from(index) >= WORDS {
+            return Ok(0);
+        }
+        // SAFETY: as in `copy_words`, of which this is one word.
+        Ok(unsafe { frame.as_ptr().add(index.into()).read_volatile() })
+    }
+
+    /// Changes one word of a page's frame; none beyond its last.
+    ///
+    /// # Errors
+    /// For a page outside of the region.
+    pub fn set_word(&self, page: Page, index: u16, word: u64) -> Result<(), MemoryError> {
+        let frame = self.frame(page)?.cast::<u64>();
+        if usize::from(index) < WORDS {
+            // SAFETY: as in `word`; nothing but this memory is changed.
+            unsafe { frame.as_ptr().add(index.into()).write_volatile(word) };
+        }
+        Ok(())
+    }
+
+    /// Whether a page's frame has these words. Others may store meanwhile: then it has them, or not.
+    ///
+    /// # Errors
+    /// For a page outside of the region.
+    pub fn equals(&self, page: Page, words: &[u64; WORDS]) -> Result<bool, MemoryError> {
+        let frame = self.frame(page)?;
+        // SAFETY: both are PAGE_SIZE readable bytes. The C library reads them by no Rust reference.
+        let order =
+            unsafe { libc::memcmp(frame.as_ptr().cast(), words.as_ptr().cast(), PAGE_SIZE) };
+        Ok(order == 0)
     }
 
     /// A 64-bit hash (XXH3) of a page's bytes.

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use super::mapping::Mapping;
+use crate::protocol::Conflict;
 use crate::types::{PAGE_SIZE, Page};
 use crate::uffd::{Mode, OpenError, Privilege, Userfaultfd};
 
@@ -80,6 +81,18 @@ pub enum MemoryError {
         first: Page,
         /// The page after the last one asked for.
         end: Page,
+    },
+    /// Two nodes have changed the same word of a page that they share because it is a page table.
+    #[error(
+        "word {} of page {} of region {region:?} was made {:#x} at one node and {:#x} at another: \
+         the guest keeps more than page tables there; switch walk-shared pages off",
+        conflict.index, conflict.page.0, conflict.one, conflict.other
+    )]
+    Conflict {
+        /// The region's name.
+        region: String,
+        /// Where, and by what.
+        conflict: Conflict,
     },
     /// A system call failed on some pages.
     #[error("{call} failed on region {region:?}, {count} pages from page {}", first.0)]

@@ -79,6 +79,19 @@ impl Cluster {
         joined: Joined,
         frames: &dyn Fn(usize) -> u64,
     ) -> Option<Self> {
+        let open = |engine: &Engine, spec: &RegionSpec| engine.open(spec).unwrap();
+        Self::start_with(nodes, pages, workers, (wait, joined), frames, &open)
+    }
+
+    /// As above; `open` opens the region at each node.
+    pub(crate) fn start_with(
+        nodes: usize,
+        pages: u64,
+        workers: usize,
+        (wait, joined): (WaitMode, Joined),
+        frames: &dyn Fn(usize) -> u64,
+        open: &dyn Fn(&Engine, &RegionSpec),
+    ) -> Option<Self> {
         let bytes = pages * PAGE_SIZE as u64;
         let mut members: Vec<Member> = Vec::new();
         for index in 0..nodes {
@@ -102,7 +115,7 @@ impl Cluster {
                 shares: vec![1; nodes],
                 features: Features::default(),
             };
-            engine.open(&spec).unwrap();
+            open(&engine, &spec);
             for (other, peer) in members.iter().enumerate() {
                 for worker in 0..workers {
                     let (here, there) = join(other, index, joined);

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod evict;
+mod walks;
 
 use std::sync::Barrier;
 use std::sync::atomic::Ordering;
