@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from testbed import GUEST_PACKAGE, MissingError, kernel
+from testbed import GUEST_PACKAGE, Host, MissingError, TestbedError, kernel
 from testbed.kernel import ROOT, fill, find, pack
 from testbed.programs import add_libraries
 
@@ -25,11 +26,28 @@ LATE: Final = "maxcpus=1 rcupdate.rcu_cpu_stall_timeout=300"
 fraction of the time: until then nothing is shared. And what is late by minutes only is no stall.
 """
 
+SLOWER: Final = 8
+"""How much slower a guest's clock runs on emulated hosts. Between them a page takes twenty times as
+long as between real ones, while timers fire as often: over two hosts, at the full rate, a guest may
+do little but keep its time.
+"""
+
 HIDE: Final = "xsave"
 """This QEMU does not tell KVM of XSETBV."""
 
 PATIENCE_S: Final = 900.0
 """A boot takes a quarter of a minute on an idle machine, and minutes on a busy one."""
+
+
+def slow_clock(host: Host) -> str:
+    """A word for the kernel's command line: the guest's clock runs `SLOWER` times slower than the
+    host's.
+    """
+    log = host.run(["/bin/dmesg"]).stdout
+    detected = re.search(r"tsc: Detected (\d+)\.(\d{3}) MHz processor", log)
+    if detected is None:
+        raise TestbedError(f"{host.name}'s kernel does not tell the rate of its counter")
+    return f"tsc_early_khz={SLOWER * int(detected[1] + detected[2])}"
 
 
 def image(work: Path) -> Path:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from linux_guest import CMDLINE, HIDE, PATIENCE_S, SCHEDULING, image, initramfs
+from linux_guest import CMDLINE, HIDE, PATIENCE_S, SCHEDULING, image, initramfs, slow_clock
 from testbed import Host, Testbed, TestbedError
 from testbed.channel import Process
 from testbed.guest_run import build
@@ -33,6 +33,8 @@ PLACES: Final = {"one-node": (0,), "one-host": (0, 0), "two-hosts": (0, 1)}
 
 _MEMORY_MIB: Final = 192
 _PORT: Final = 7300
+Stats = dict[str, Any]
+"""What the memory of a node did: `giantvm.Region.stats`."""
 
 
 @dataclass
@@ -42,10 +44,10 @@ class Node:
     status: int
     stderr: str
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         """What its memory did, as it told at its end."""
         told = re.findall(r"^\[n\d+ [\d.]+\] stats: (\{.*\})$", self.stderr, re.MULTILINE)
-        found: dict[str, Any] = json.loads(told[-1])
+        found: Stats = json.loads(told[-1])
         return found
 
     def powered_off(self) -> bool:
@@ -62,6 +64,8 @@ class Run:
     nodes: list[Node]
     times: dict[str, float] = field(default_factory=dict)
     """Seconds from the start of the nodes until the console said `init` and `power off`."""
+    at_init: list[Stats] = field(default_factory=list)
+    """What the memory of each node had done at `init`, or up to a report before."""
 
 
 def put(hosts: Sequence[Host], work: Path) -> None:
@@ -72,36 +76,57 @@ def put(hosts: Sequence[Host], work: Path) -> None:
             host.copy_in(source, f"/tmp/{source.name}")
 
 
-def run(hosts: Sequence[Host], places: Sequence[int], options: str = SCHEDULING) -> Run:
+def run(
+    hosts: Sequence[Host],
+    places: Sequence[int],
+    options: str = SCHEDULING,
+    *,
+    work: Sequence[int] = WORK,
+    node_options: Sequence[str] = (),
+) -> Run:
     """Starts a node on each of the places, and waits until the guest has switched off.
 
-    `options` are for the guest's kernel, which the node tells the rate of its counter.
+    `options` are for the guest's kernel; `work` is what the guest does, see `WORK`; `node_options`
+    are for `vm_node`.
     """
     if len(set(places)) == 1:
         addresses = [f"unix:/tmp/linux-n{index}" for index in range(len(places))]
     else:
         addresses = [f"{hosts[place].address}:{_PORT}" for place in places]
     cpus = ",".join(str(cpu % len(places)) for cpu in range(CPUS))
-    command_line = f"{CMDLINE} nokaslr {options} WORK={','.join(map(str, WORK))}"
+    words = [CMDLINE, slow_clock(hosts[0]), "nokaslr", options, f"WORK={','.join(map(str, work))}"]
+    command_line = " ".join(words)
     start = time.monotonic()
     nodes = [
         hosts[place].start(
             [
                 *("/tmp/vm_node", str(index), ",".join(addresses), cpus, str(_MEMORY_MIB)),
                 *("/tmp/image", "/tmp/guest.cpio", command_line, HIDE, "--tsc=shared"),
+                *node_options,
             ]
         )
         for index, place in enumerate(places)
     ]
     times: dict[str, float] = {}
+    at_init: list[Stats] = []
     try:
         for name, text in (("init", "init: kernel"), ("power off", "init: power off")):
             nodes[0].wait_for(text, PATIENCE_S)
             times[name] = time.monotonic() - start
+            at_init = at_init or [_so_far(node.stderr) for node in nodes]
         ended = [node.wait(PATIENCE_S) for node in nodes]
     finally:
         _end(nodes)
-    return Run(ended[0].stdout, [Node(node.status, node.stderr) for node in ended], times)
+    done = [Node(node.status, node.stderr) for node in ended]
+    return Run(ended[0].stdout, done, times, at_init)
+
+
+def _so_far(stderr: str) -> Stats:
+    """The latest whole report of a node."""
+    lines = stderr[: stderr.rfind("\n") + 1]
+    told = re.findall(r"^\[n\d+ [\d.]+\] VmReport \{.*\} (\{.*\})$", lines, re.MULTILINE)
+    found: Stats = json.loads(told[-1])
+    return found
 
 
 def _end(nodes: Sequence[Process]) -> None:

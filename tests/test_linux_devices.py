@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,8 @@ def test_linux_uses_its_devices_and_reboots(host: Host, tmp_path: Path) -> None:
     ):
         assert line in said, f"{line!r} is not in:\n{ended.stdout[-8000:]}"
     assert "vdb was WRITTEN" not in said
+    # The node has told the kernel the rate of its counter: over slow exits it can't find out.
+    assert re.search(r"Kernel command line: tsc_early_khz=\d+ ", ended.stdout)
 
     # What the guest has written is on the host's disk, and it is whole.
     host.copy_out("/tmp/disk", disk)
