@@ -39,8 +39,8 @@ test: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/te
 test-long: guests $(VENV)/stamp-develop $(STAMPS)/nextest $(STAMPS)/fuzz $(STAMPS)/testbed $(STAMPS)/etcd $(STAMPS)/bochs ## all tests, the long ones too: takes hours
 	@$(TEST_KERNEL) $(BIN)/python tests/run.py --long
 
-bench: guests $(VENV)/stamp-develop $(VENV)/stamp-bench ## measure, beside floors and peers; one only: make bench BENCH=name
-	@PYTHONPATH=benches/python $(BIN)/python -m pybench $(if $(BENCH),--bench $(BENCH))
+bench: guests $(VENV)/stamp-develop $(VENV)/stamp-bench $(STAMPS)/testbed ## measure, beside floors and peers; one only: make bench BENCH=name
+	@PYTHONPATH=benches/python:tests $(BIN)/python -m pybench $(if $(BENCH),--bench $(BENCH))
 	@$(if $(BENCH),,$(BIN)/python -m pytest -q benches/python --benchmark-only --benchmark-columns=median,mean,iqr)
 
 guests: | $(STAMPS)/debian ## build the bare-metal guests into target/guests/

@@ -14,6 +14,7 @@ from typing import Final
 
 from pybench import report
 from pybench.arrays import array_access
+from pybench.linux_boot import linux_boot
 from pybench.pages import page_reread, page_rewrite, page_turns
 from pybench.report import Row
 from pybench.sampling import FULL, QUICK, Batches
@@ -42,6 +43,7 @@ BENCHMARKS: Final[dict[str, Callable[[Batches], Iterator[Row]]]] = {
         mutex,
         counter,
         barrier,
+        linux_boot,
     )
 }
 

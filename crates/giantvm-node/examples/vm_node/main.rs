@@ -31,8 +31,6 @@ use log_lines::line;
 use marks::Marks;
 use options::Options;
 
-/// How often the log tells how the machine does.
-const REPORT: Duration = Duration::from_secs(5);
 /// How long a node waits for the others to be done.
 const CLOSE: Duration = Duration::from_secs(5);
 
@@ -114,9 +112,9 @@ impl Devices {
 }
 
 /// Waits for the end, and logs now and then how it goes.
-fn outcome(vm: &Vm) -> Outcome {
+fn outcome(vm: &Vm, report: Duration) -> Outcome {
     loop {
-        let patience = Patience::new(Some(REPORT), &|| false);
+        let patience = Patience::new(Some(report), &|| false);
         let state = vm.wait(|_| false, &patience);
         if let Ok(VmState::Ended(outcome)) = state {
             line(&format!("ended: {outcome:?}"));
@@ -178,7 +176,7 @@ fn run(options: &Options) -> Result<Outcome, Box<dyn Error>> {
     let vm = Arc::new(Vm::start(&node, spec, settings, &Patience::FOREVER)?);
     devices.connect(&vm);
     vm.run();
-    let outcome = outcome(&vm);
+    let outcome = outcome(&vm, options.report);
     let lost = matches!(outcome, Outcome::Lost { .. });
     if !lost {
         line(&format!("stats: {}", vm.memory().stats_json().unwrap_or_default()));

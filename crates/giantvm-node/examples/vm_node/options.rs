@@ -24,6 +24,8 @@ pub(crate) struct Options {
     pub(crate) virtio: Vec<VirtioSpec>,
     /// Find out where the guest waits for pages.
     pub(crate) profile: bool,
+    /// How often a line tells what the memory has done so far.
+    pub(crate) report: Duration,
     pub(crate) heartbeat: Duration,
     pub(crate) timeout: Duration,
 }
@@ -36,6 +38,7 @@ vm_node INDEX ADDRESS,ADDRESS,... VCPU_NODE,VCPU_NODE,... MIB KERNEL INITRD|- CM
     --virtio=DEVICE      disk:NAME:HOME:PATH, cdrom:NAME:HOME:PATH (only read), net:NAME:HOME:TAP:QUEUES,
                          console:NAME:HOME (its output is the node's), rng:NAME:HOME; may be repeated
     --profile=1          tell at the end where the guest waited for pages
+    --report-ms=5000     tell so often what the memory has done so far
     --heartbeat-ms=500   --timeout-ms=20000";
 
 impl Options {
@@ -59,6 +62,7 @@ impl Options {
             tsc: TscSource::Hosts,
             virtio: Vec::new(),
             profile: false,
+            report: Duration::from_secs(5),
             heartbeat: Duration::from_millis(500),
             timeout: Duration::from_secs(20),
         };
@@ -77,6 +81,7 @@ impl Options {
                 }
                 "--virtio" => options.virtio.push(virtio(value)?),
                 "--profile" => options.profile = value == "1",
+                "--report-ms" => options.report = Duration::from_millis(number(value)?),
                 "--heartbeat-ms" => options.heartbeat = Duration::from_millis(number(value)?),
                 "--timeout-ms" => options.timeout = Duration::from_millis(number(value)?),
                 _ => return Err(USAGE.into()),

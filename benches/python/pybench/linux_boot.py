@@ -1,0 +1,131 @@
+"""Debian's kernel as one machine of two processors, on one host of the testbed and on two."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import linux_run
+from pybench.report import Row
+from pybench.sampling import QUICK, Batches, median
+from testbed import Testbed, TestbedError
+
+ROUNDS: Final = 3
+"""A boot takes half a minute to minutes."""
+
+WORK: Final = (linux_run.CPUS, 1_000_000, 2000, 10, 0, 0)
+"""As the prototype's guest: busy loops, a shared counter, and forks, on both processors."""
+
+PROTOTYPE_FAULTS: Final = 751 + 1678 + 1853
+"""Read, write and upgrade faults of the prototype's node 0 until the end of the work."""
+
+KINDS: Final = ("first_touch", "read", "write", "upgrade")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the nodes are, and how they run."""
+
+    places: Sequence[int]
+    node_options: Sequence[str] = ()
+
+
+MACHINES: Final = {
+    "one host": Machine(linux_run.PLACES["one-node"]),
+    "two hosts": Machine(linux_run.PLACES["two-hosts"]),
+}
+
+
+@dataclass
+class Boot:
+    """What one boot showed."""
+
+    init_s: float
+    work_s: float
+    faults_to_init: dict[str, int]
+    """By kind, of all nodes."""
+    faults_first_node: int
+    """Of the first node until the end, but for first touches."""
+    unchanged: float
+    """Of a hundred pages sent, how many came back as they went."""
+
+
+def linux_boot(batches: Batches) -> Iterator[Row]:
+    """Linux over two hosts against one: boot, and work on both processors."""
+    rounds = 1 if batches == QUICK else ROUNDS
+    boots: dict[str, list[Boot]] = {name: [] for name in MACHINES}
+    for number in range(rounds):
+        names = list(MACHINES)
+        for name in names[::-1] if number % 2 else names:
+            try:
+                boots[name].append(boot(MACHINES[name]))
+            except TestbedError as error:
+                print(f"linux_boot: {name} skipped: {error}", file=sys.stderr)
+                return
+    floor = boots.pop("one host")
+    yield seconds("one host, to init", [it.init_s for it in floor])
+    yield seconds("one host, work", [it.work_s for it in floor])
+    for name, taken in boots.items():
+        times = [it.init_s for it in taken]
+        yield seconds(f"{name}, to init", times, [it.init_s for it in floor], goal=2.0)
+        yield seconds(f"{name}, work", [it.work_s for it in taken], [it.work_s for it in floor])
+        for kind in KINDS:
+            counts = [it.faults_to_init[kind] for it in taken]
+            yield number_of(f"{name}, {kind} to init", "faults", counts)
+        counts = [it.faults_first_node for it in taken]
+        yield number_of(f"{name}, node 0 in all", "faults", counts, goal=PROTOTYPE_FAULTS / 2)
+        shares = [it.unchanged for it in taken]
+        yield number_of(f"{name}, sent and unchanged", "%", shares, goal=5.0)
+
+
+def boot(machine: Machine) -> Boot:
+    """Boots new hosts, and the guest on them."""
+    with tempfile.TemporaryDirectory() as work, Testbed(max(machine.places) + 1) as bed:
+        linux_run.put(bed.hosts, Path(work))
+        ran = linux_run.run(
+            bed.hosts,
+            machine.places,
+            work=WORK,
+            node_options=["--report-ms=500", *machine.node_options],
+        )
+    if not all(node.powered_off() for node in ran.nodes):
+        raise TestbedError(f"the guest did not power off:\n{ran.console[-2000:]}")
+    stats = [node.stats() for node in ran.nodes]
+    faults = stats[0]["faults"]
+    sent = sum(it["counters"]["pages_sent"] for it in stats)
+    unchanged = sum(it["counters"]["left_unchanged"] for it in stats)
+    return Boot(
+        init_s=ran.times["init"],
+        work_s=ran.times["power off"] - ran.times["init"],
+        faults_to_init={kind: sum(it["faults"][kind] for it in ran.at_init) for kind in KINDS},
+        faults_first_node=sum(faults[kind] for kind in KINDS if kind != "first_touch"),
+        unchanged=100 * unchanged / sent if sent else 0.0,
+    )
+
+
+def seconds(
+    variant: str,
+    samples: Sequence[float],
+    floor: Sequence[float] | None = None,
+    goal: float | None = None,
+) -> Row:
+    """A row of times; the floor is what the same takes on one host."""
+    row = Row("linux_boot", variant, "s", median(samples))
+    if floor is not None:
+        row.floor = median(floor)
+        row.ratio = row.value / row.floor
+    if goal is not None and row.ratio is not None:
+        row.goal, row.met = goal, row.ratio <= goal
+    return row
+
+
+def number_of(variant: str, unit: str, samples: Sequence[float], goal: float | None = None) -> Row:
+    """A row of counts."""
+    row = Row("linux_boot", variant, unit, median(samples), goal=goal)
+    if goal is not None:
+        row.met = row.value <= goal
+    return row
