@@ -57,10 +57,11 @@ impl Protocol {
             let Report { changes, leave, .. } = &current.report;
             changes.iter().any(|change| change.page == page) || leave.contains(&page)
         });
-        (under_way || shared.frozen) && !self.mutated(Mutation::WalkJoinWhileFrozen)
+        let whatever = self.mutated(Mutation::WalkJoinWhileFrozen);
+        let unknown = shared.joins_after > self.walks.in_force;
+        (under_way || shared.frozen) && !whatever
             || shared.closing
-            || shared.joins_after > self.walks.in_force
-                && !self.mutated(Mutation::WalkEnterWithoutFlush)
+            || unknown && !whatever && !self.mutated(Mutation::WalkEnterWithoutFlush)
     }
 
     /// At the home: shares a page that it alone has and that somebody asks for, if it may be. Nobody
