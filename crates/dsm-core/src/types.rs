@@ -5,6 +5,9 @@ use std::fmt;
 /// Bytes in a page: the unit of coherence.
 pub const PAGE_SIZE: usize = 4096;
 
+/// Words of 8 bytes in a page.
+pub const PAGE_WORDS: usize = PAGE_SIZE / 8;
+
 /// Most nodes in one cluster: what an inline [`NodeSet`] can name.
 pub const NODES_MAX: usize = 64;
 

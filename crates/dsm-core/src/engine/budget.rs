@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::worker::Wake;
+use super::source::Wake;
 
 /// Frames that a worker frees beyond what is needed, so that it needn't begin anew for each page.
 const SLACK_MAX: u64 = 64;

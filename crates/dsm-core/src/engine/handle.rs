@@ -21,10 +21,11 @@ use super::budget::Budget;
 use super::command::{Command, HoldRequest};
 use super::observe::Observer;
 use super::pace::{Nudge, Pace};
+use super::source::Wake;
 use super::stats::RegionStats;
 use super::wait::WaitMode;
 use super::walks::{Flushed, PageTables};
-use super::worker::{Shared, Wake, Worker};
+use super::worker::{Shared, Worker};
 
 /// What an engine is told at its start.
 #[derive(Clone, Copy, Debug)]

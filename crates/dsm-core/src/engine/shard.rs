@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::pages::{MemoryError, RegionMemory, ZERO_PAGE_FINGERPRINT};
-use crate::protocol::{
-    Change, Conflict, Effects, Message, PageState, Protocol, Settings, Violation, Walk, WalkTable,
-};
+use crate::pages::{MemoryError, RegionMemory};
+use crate::protocol::{Message, PageState, Protocol, Settings, Violation};
 use crate::types::{Access, NodeId, PAGE_SIZE, Page, RegionId, ThreadId};
 use crate::uffd::Fault;
 
@@ -18,12 +16,13 @@ use super::evict::Moving;
 use super::handle::HoldError;
 use super::observe::{Observed, Observer};
 use super::pace::{Nudge, Pace};
-use super::read_ahead::{Milestones, ReadAhead};
+use super::read_ahead::ReadAhead;
 use super::residency::Residency;
 use super::stats::{Contended, FaultKind, Latency, RegionStats};
 use super::walks::{Flushed, Walks};
 use super::watch::{Progress, Watch};
 use super::worker::Shared;
+use super::world::World;
 
 /// A message on its way to a peer, and the pages whose frames go with it.
 ///
@@ -73,24 +72,6 @@ pub(super) struct Shard {
     /// Something may have to be flushed; then this shard is counted in `shares`, for other threads.
     sharing: bool,
     shares: Arc<AtomicUsize>,
-}
-
-/// The world as the protocol sees it during one call.
-pub(super) struct World<'a> {
-    region: RegionId,
-    memory: &'a RegionMemory,
-    payload: &'a [u8],
-    pub(super) outgoing: &'a mut Vec<Outgoing>,
-    installs: Vec<(Page, Access)>,
-    installed: Vec<Page>,
-    contended: &'a mut Contended,
-    observer: Option<&'a Observer>,
-    left_out: Option<&'a mut Milestones>,
-    residency: &'a mut Residency,
-    budget: &'a Budget,
-    walks: &'a mut Walks,
-    discards: Vec<Page>,
-    error: Option<MemoryError>,
 }
 
 impl Shard {
@@ -170,7 +151,9 @@ impl Shard {
         if !installed.is_empty() {
             self.record(&installed);
         }
-        self.let_go(first, outgoing);
+        if self.sharing {
+            self.let_go(first, outgoing);
+        }
         self.report_ready();
         let given = self.protocol.room_given();
         if given != self.room_given {
@@ -196,7 +179,7 @@ impl Shard {
             self.walks.release(self.protocol.in_force(), outgoing);
         }
         // After what waited: what finds nothing to wait for must not go before it.
-        if self.sharing && !self.protocol.flushes() {
+        if !self.protocol.flushes() {
             self.sharing = false;
             self.shares.fetch_sub(1, Ordering::SeqCst);
         }
@@ -478,256 +461,5 @@ impl Drop for Shard {
         self.budget.gone(self.residency.count() + self.room_given);
         self.shares.fetch_sub(usize::from(self.sharing), Ordering::SeqCst);
         self.walks.end();
-    }
-}
-
-impl World<'_> {
-    fn keep(&mut self, result: Result<(), MemoryError>) {
-        if let Err(error) = result
-            && self.error.is_none()
-        {
-            self.error = Some(error);
-        }
-    }
-
-    /// Looks for stores to walk-shared pages, as long as there are messages from `first` on that need
-    /// it. Each is told what it has to wait for.
-    fn flush(&mut self, protocol: &mut Protocol, first: usize) {
-        let mut at = first;
-        while at < self.outgoing.len() && protocol.flushes() {
-            let end = self.outgoing.len();
-            let waits = |outgoing: &Outgoing| outgoing.message.waits_for_flush();
-            let number = match self.outgoing[at..end].iter().any(waits) {
-                true => protocol.flush(self),
-                false => None,
-            };
-            if number.is_some() {
-                for index in at..end {
-                    if waits(&self.outgoing[index]) {
-                        self.outgoing[index].after = number;
-                        self.copy_frames(index);
-                    }
-                }
-            }
-            at = end;
-        }
-    }
-
-    /// Takes the bytes that go with a grant: its frames may change before it leaves.
-    fn copy_frames(&mut self, index: usize) {
-        let Message::Grant(grant) = &self.outgoing[index].message else { return };
-        let with_data = grant.pages.iter().filter(|granted| granted.data);
-        let pages: Vec<Page> = with_data.map(|granted| granted.page).collect();
-        let copied = pages.into_iter().map(|page| self.copy_out(page)).collect();
-        self.outgoing[index].copied = copied;
-    }
-
-    fn copy_out(&mut self, page: Page) -> [u8; PAGE_SIZE] {
-        let mut bytes = [0; PAGE_SIZE];
-        let result = self.memory.copy_out(page, &mut bytes);
-        self.keep(result);
-        bytes
-    }
-
-    /// Installs what was collected, neighbours with the same right in one call.
-    fn apply_installs(&mut self) {
-        let mut installs = std::mem::take(&mut self.installs);
-        installs.sort_unstable_by_key(|&(page, right)| (page, std::cmp::Reverse(right)));
-        installs.dedup_by_key(|&mut (page, _)| page);
-        for run in installs.chunk_by(|a, b| a.0.0 + 1 == b.0.0 && a.1 == b.1) {
-            let pages = run[0].0..Page(run[run.len() - 1].0.0 + 1);
-            let result = self.memory.install(pages, run[0].1);
-            self.keep(result);
-            let new = run.iter().filter(|&&(page, _)| self.residency.mapped(page)).count();
-            self.budget.added(new as u64);
-            self.installed.extend(run.iter().map(|&(page, _)| page));
-        }
-    }
-
-    /// Gives back the frames that were collected, neighbours in one call.
-    fn apply_discards(&mut self) {
-        let mut discards = std::mem::take(&mut self.discards);
-        discards.sort_unstable();
-        for run in discards.chunk_by(|a, b| a.0 + 1 == b.0) {
-            let pages = run[0]..Page(run[run.len() - 1].0 + 1);
-            let result = self.memory.revoke(pages.clone()).and_then(|()| self.memory.punch(pages));
-            self.keep(result);
-            let gone = run.iter().filter(|&&page| self.residency.gone(page)).count();
-            self.budget.gone(gone as u64);
-        }
-    }
-
-    /// The frame of `page` is about to be used, which makes one if there is none.
-    fn use_frame(&mut self, page: Page) {
-        if self.discards.contains(&page) {
-            self.apply_discards();
-        }
-        self.budget.added(u64::from(self.residency.exists(page)));
-    }
-
-    /// Rights are about to be taken from `pages`: what was collected comes first.
-    fn settle(&mut self, pages: &[Page]) {
-        if self.installs.iter().any(|(page, _)| pages.contains(page)) {
-            self.apply_installs();
-        }
-    }
-
-    fn over_runs(
-        &mut self,
-        pages: &[Page],
-        take: impl Fn(&RegionMemory, std::ops::Range<Page>) -> Result<(), MemoryError>,
-    ) {
-        self.settle(pages);
-        let mut sorted = pages.to_vec();
-        sorted.sort_unstable();
-        for run in sorted.chunk_by(|a, b| a.0 + 1 == b.0) {
-            let result = take(self.memory, run[0]..Page(run[run.len() - 1].0 + 1));
-            self.keep(result);
-        }
-        sorted.iter().for_each(|&page| self.contended.left(page));
-    }
-}
-
-impl Effects for World<'_> {
-    fn send(&mut self, to: NodeId, message: Message) {
-        if let Message::Grant(grant) = &message {
-            let with_data = grant.pages.iter().filter(|granted| granted.data);
-            with_data.for_each(|granted| self.use_frame(granted.page));
-        }
-        let mut copied = Vec::new();
-        if let Message::HandOver(hand_over) = &message {
-            for granted in &hand_over.pages {
-                self.use_frame(granted.page);
-                copied.push(self.copy_out(granted.page));
-            }
-        }
-        match &message {
-            Message::Walk(Walk::Offer(offer)) => {
-                self.use_frame(offer.page);
-                copied.push(self.copy_out(offer.page));
-            }
-            Message::Walk(Walk::Join(join)) => copied.extend(self.walks.twin_bytes(join.page)),
-            _ => {}
-        }
-        let after = None;
-        self.outgoing.push(Outgoing { to, region: self.region, message, copied, after });
-    }
-
-    fn fill(&mut self, page: Page, payload: usize) {
-        let start = payload * PAGE_SIZE;
-        let bytes = self.payload.get(start..start + PAGE_SIZE).and_then(|b| b.try_into().ok());
-        // The decoder has checked that every grant with data has its bytes.
-        if let Some(bytes) = bytes {
-            self.use_frame(page);
-            let result = self.memory.copy_in(page, bytes);
-            self.keep(result);
-        }
-    }
-
-    fn install(&mut self, page: Page, right: Access) {
-        if right == Access::Read
-            && let Some(left_out) = &mut self.left_out
-            && left_out.take(page)
-        {
-            return;
-        }
-        if self.discards.contains(&page) {
-            self.apply_discards();
-        }
-        self.installs.push((page, right));
-    }
-
-    fn protect(&mut self, pages: &[Page]) {
-        self.over_runs(pages, RegionMemory::protect);
-    }
-
-    fn revoke(&mut self, pages: &[Page]) {
-        self.over_runs(pages, RegionMemory::revoke);
-    }
-
-    fn may_take(&mut self, page: Page) -> bool {
-        !self.budget.is_full() || self.residency.is_present(page)
-    }
-
-    fn discard(&mut self, page: Page) {
-        self.settle(&[page]);
-        self.discards.push(page);
-    }
-
-    fn poison(&mut self, page: Page) {
-        self.settle(&[page]);
-        let result = self.memory.poison(page..Page(page.0 + 1));
-        self.keep(result);
-    }
-
-    fn fingerprint(&mut self, page: Page) -> u64 {
-        self.use_frame(page);
-        match self.memory.fingerprint(page) {
-            Ok(fingerprint) => fingerprint,
-            Err(error) => {
-                self.keep(Err(error));
-                0
-            }
-        }
-    }
-
-    fn zero_fingerprint(&self) -> u64 {
-        ZERO_PAGE_FINGERPRINT
-    }
-
-    fn table(&mut self, page: Page, here: &dyn Fn(Page) -> bool) -> Option<WalkTable> {
-        self.walks.table(self.memory, page, here)
-    }
-
-    fn is_table(
-        &mut self,
-        page: Page,
-        table: WalkTable,
-        changed: bool,
-        here: &dyn Fn(Page) -> bool,
-    ) -> bool {
-        self.walks.is_table((self.memory, self.residency), page, table, changed, here)
-    }
-
-    fn copy_twin(&mut self, page: Page) {
-        let result = self.walks.copy_twin(self.memory, page);
-        self.keep(result);
-    }
-
-    fn drop_twin(&mut self, page: Page) {
-        self.walks.drop_twin(page);
-    }
-
-    fn take_changes(&mut self, page: Page, changes: &mut Vec<Change>) {
-        let result = self.walks.take_changes(self.memory, page, changes);
-        self.keep(result);
-    }
-
-    fn twin_word(&mut self, page: Page, index: u16) -> u64 {
-        self.walks.twin_word(page, index)
-    }
-
-    fn twin_fingerprint(&mut self, page: Page) -> u64 {
-        self.walks.fingerprint(page)
-    }
-
-    fn apply(&mut self, changes: &[Change]) -> Option<Conflict> {
-        match self.walks.apply(self.memory, changes) {
-            Ok(conflict) => conflict,
-            Err(error) => {
-                self.keep(Err(error));
-                None
-            }
-        }
-    }
-
-    fn conflict(&mut self, conflict: Conflict) {
-        self.walks.conflict.get_or_insert(conflict);
-    }
-
-    fn left_modified(&mut self, page: Page, unchanged: bool) {
-        if let Some(observer) = self.observer {
-            observer(Observed::Left { page, unchanged });
-        }
     }
 }

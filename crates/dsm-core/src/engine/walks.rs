@@ -7,13 +7,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::pages::{MemoryError, RegionMemory};
 use crate::protocol::{Change, Conflict, WalkTable};
-use crate::types::{PAGE_SIZE, Page};
+use crate::types::{PAGE_SIZE, PAGE_WORDS, Page};
 
 use super::residency::Residency;
 use super::shard::Outgoing;
-
-/// Words of a page.
-pub const WORDS: usize = PAGE_SIZE / 8;
 
 /// Called when what was stored so far to walk-shared pages is in force at all nodes.
 pub type Flushed = Box<dyn FnOnce() + Send>;
@@ -28,7 +25,7 @@ pub trait PageTables: Send + Sync {
     fn stands(&self, page: Page, table: WalkTable, frames: &Frames<'_>) -> Option<bool>;
     /// Whether these are the entries of a table of this level, some of them in use, in which a walk
     /// has nothing to set.
-    fn fits(&self, level: u8, entries: &[u64; WORDS]) -> bool;
+    fn fits(&self, level: u8, entries: &[u64; PAGE_WORDS]) -> bool;
 }
 
 /// The pages that a node may read.
@@ -39,11 +36,11 @@ pub struct Frames<'a> {
 
 impl Frames<'_> {
     /// The words of a page; none if the page is not here.
-    pub fn words(&self, page: Page) -> Option<Box<[u64; WORDS]>> {
+    pub fn words(&self, page: Page) -> Option<Box<[u64; PAGE_WORDS]>> {
         if !(self.here)(page) {
             return None;
         }
-        let mut words = Box::new([0; WORDS]);
+        let mut words = Box::new([0; PAGE_WORDS]);
         self.memory.copy_words(page, &mut words).ok()?;
         Some(words)
     }
@@ -58,7 +55,7 @@ impl Frames<'_> {
 #[derive(Default)]
 pub(super) struct Walks {
     pub(super) tables: Option<Arc<dyn PageTables>>,
-    twins: HashMap<Page, Box<[u64; WORDS]>>,
+    twins: HashMap<Page, Box<[u64; PAGE_WORDS]>>,
     /// Pages whose link was seen here: if it is not there any more, this node may have cut it.
     linked: HashSet<Page>,
     pub(super) conflict: Option<Conflict>,
@@ -117,7 +114,7 @@ impl Walks {
         memory: &RegionMemory,
         page: Page,
     ) -> Result<(), MemoryError> {
-        let mut twin = Box::new([0; WORDS]);
+        let mut twin = Box::new([0; PAGE_WORDS]);
         memory.copy_words(page, &mut twin)?;
         self.twins.insert(page, twin);
         Ok(())
@@ -138,7 +135,7 @@ impl Walks {
         if memory.equals(page, twin)? {
             return Ok(());
         }
-        let mut words = [0; WORDS];
+        let mut words = [0; PAGE_WORDS];
         memory.copy_words(page, &mut words)?;
         for (index, (old, new)) in twin.iter_mut().zip(words).enumerate() {
             if *old != new {

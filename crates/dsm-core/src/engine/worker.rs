@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::epoll;
 
 use crate::pages::MemoryError;
 use crate::protocol::Message;
@@ -23,7 +23,9 @@ use super::budget::Budget;
 use super::command::Command;
 use super::evict::{Pressure, Shortage};
 use super::handle::{EngineConfig, EngineEvent};
+use super::priority::{outrank, set_timer_slack};
 use super::shard::{Outgoing, Shard};
+use super::source::{Source, Wake};
 use super::wait::Waiter;
 
 /// Events taken from the kernel at a time.
@@ -32,65 +34,10 @@ const EVENTS: usize = 64;
 const FAULTS: usize = 64;
 /// With more sources than this, a worker that spins asks epoll which of them has something.
 const LOOK_SOURCES_MAX: usize = 4;
-/// How late a timed sleep may end; the kernel's default of 50 us is more than what is waited for.
-const TIMER_SLACK_NS: libc::c_ulong = 1_000;
 /// Threads that have not faulted for this long are forgotten.
 const IDLE: Duration = Duration::from_secs(5);
 /// How often stores to walk-shared pages are looked for when nothing else needs it.
 const WALK_TICK: Duration = Duration::from_millis(5);
-
-/// Wakes a worker for its commands, asleep or looking.
-pub(super) struct Wake(OwnedFd, AtomicBool);
-
-impl Wake {
-    pub(super) fn new() -> io::Result<Self> {
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self(fd, AtomicBool::new(false)))
-    }
-
-    pub(super) fn signal(&self) {
-        self.1.store(true, Ordering::Release);
-        // A full counter means that a wake-up is pending anyway.
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
-    }
-
-    fn pending(&self) -> bool {
-        self.1.load(Ordering::Acquire)
-    }
-
-    /// Before the commands are taken: one that comes later signals again.
-    fn clear(&self) {
-        self.1.store(false, Ordering::Release);
-        let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
-    }
-}
-
-/// What an epoll event is about; packed in its 64 bits of data.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Source {
-    Commands,
-    Link(NodeId),
-    Faults(RegionId),
-}
-
-impl Source {
-    fn data(self) -> epoll::EventData {
-        epoll::EventData::new_u64(match self {
-            Self::Commands => 0,
-            Self::Link(peer) => 1 << 32 | peer.index() as u64,
-            Self::Faults(region) => 2 << 32 | u64::from(region.0),
-        })
-    }
-
-    fn of(data: epoll::EventData) -> Self {
-        let (kind, number) = (data.u64() >> 32, data.u64() as u32);
-        match (kind, NodeId::new(number as usize)) {
-            (1, Some(peer)) => Self::Link(peer),
-            (2, _) => Self::Faults(RegionId(number)),
-            _ => Self::Commands,
-        }
-    }
-}
 
 struct Link {
     transport: Box<dyn Transport>,
@@ -147,7 +94,7 @@ impl Worker {
         shared: Shared,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &wake.0, Source::Commands.data(), epoll::EventFlags::IN)?;
+        epoll::add(&epoll, wake.fd(), Source::Commands.data(), epoll::EventFlags::IN)?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             index,
@@ -630,28 +577,5 @@ impl Worker {
                 self.link_failed(peer, reason);
             }
         }
-    }
-}
-
-/// Puts this thread before all of ordinary priority: what it waits for are events, and what waits for
-/// it are threads that would otherwise keep it from the processor (DESIGN.md section 5).
-///
-/// # Errors
-/// The process may not use real-time priorities.
-pub fn outrank() -> io::Result<()> {
-    let low = libc::sched_param { sched_priority: 1 };
-    // SAFETY: 0 is this thread; the parameter outlives the call.
-    match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const low) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Has timed sleeps of this thread end in time.
-fn set_timer_slack() -> io::Result<()> {
-    // SAFETY: takes integers, touches no memory of ours.
-    match unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, TIMER_SLACK_NS) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }

@@ -11,10 +11,7 @@ use std::ptr::NonNull;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::memory::{MemoryError, RegionMemory};
-use crate::types::{PAGE_SIZE, Page};
-
-/// Words of 8 bytes in a page.
-const WORDS: usize = PAGE_SIZE / 8;
+use crate::types::{PAGE_SIZE, PAGE_WORDS, Page};
 
 /// [`RegionMemory::fingerprint`] of a page of zeros, for pages whose frame needn't exist to be
 /// known.
@@ -63,10 +60,10 @@ impl RegionMemory {
     ///
     /// # Errors
     /// For a page outside of the region.
-    pub fn copy_words(&self, page: Page, words: &mut [u64; WORDS]) -> Result<(), MemoryError> {
+    pub fn copy_words(&self, page: Page, words: &mut [u64; PAGE_WORDS]) -> Result<(), MemoryError> {
         let frame = self.frame(page)?.cast::<u64>();
         for (index, word) in words.iter_mut().enumerate() {
-            // SAFETY: a frame is WORDS aligned words in the alias, which this value keeps mapped.
+            // SAFETY: a frame is PAGE_WORDS aligned words in the alias, which this value keeps mapped.
             *word = unsafe { frame.as_ptr().add(index).read_volatile() };
         }
         Ok(())
@@ -78,7 +75,7 @@ impl RegionMemory {
     /// For a page outside of the region.
     pub fn word(&self, page: Page, index: u16) -> Result<u64, MemoryError> {
         let frame = self.frame(page)?.cast::<u64>();
-        if usize::from(index) >= WORDS {
+        if usize::from(index) >= PAGE_WORDS {
             return Ok(0);
         }
         // SAFETY: as in `copy_words`, of which this is one word.
@@ -91,7 +88,7 @@ impl RegionMemory {
     /// For a page outside of the region.
     pub fn set_word(&self, page: Page, index: u16, word: u64) -> Result<(), MemoryError> {
         let frame = self.frame(page)?.cast::<u64>();
-        if usize::from(index) < WORDS {
+        if usize::from(index) < PAGE_WORDS {
             // SAFETY: as in `word`; nothing but this memory is changed.
             unsafe { frame.as_ptr().add(index.into()).write_volatile(word) };
         }
@@ -102,7 +99,7 @@ impl RegionMemory {
     ///
     /// # Errors
     /// For a page outside of the region.
-    pub fn equals(&self, page: Page, words: &[u64; WORDS]) -> Result<bool, MemoryError> {
+    pub fn equals(&self, page: Page, words: &[u64; PAGE_WORDS]) -> Result<bool, MemoryError> {
         let frame = self.frame(page)?;
         // SAFETY: both are PAGE_SIZE readable bytes. The C library reads them by no Rust reference.
         let order =

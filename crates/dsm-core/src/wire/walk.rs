@@ -13,10 +13,8 @@ use super::{Limits, WAITERS_MAX, WireError};
 use crate::protocol::{
     CHANGES_MAX, Change, Freeze, Join, Link, Offer, Report, WALK_PAGES_MAX, Walk, WalkTable,
 };
-use crate::types::{PAGE_SIZE, Page};
+use crate::types::{PAGE_WORDS, Page};
 
-/// Words of a page.
-const WORDS: u64 = (PAGE_SIZE / 8) as u64;
 /// Levels of page tables that a processor can have.
 const LEVELS: u64 = 5;
 
@@ -202,7 +200,7 @@ fn table(raw: &RawTable, limits: &Limits) -> Result<WalkTable, WireError> {
 }
 
 fn word(field: &'static str, found: u16) -> Result<u16, WireError> {
-    Ok(at_most(field, found.into(), WORDS - 1)? as u16)
+    Ok(at_most(field, found.into(), PAGE_WORDS as u64 - 1)? as u16)
 }
 
 /// Number, changes, pages that leave, and whether it is the last part.

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use dsm_core::engine::{Engine, EngineEvent, Frames, PageTables, RegionSpec, WORDS, WaitMode};
+use dsm_core::engine::{Engine, EngineEvent, Frames, PageTables, RegionSpec, WaitMode};
 use dsm_core::protocol::WalkTable;
-use dsm_core::types::Page;
+use dsm_core::types::{PAGE_WORDS, Page};
 
 use super::cluster::{Cluster, Joined, Member, REGION};
 
@@ -34,7 +34,7 @@ impl PageTables for Tables {
         Some(true)
     }
 
-    fn fits(&self, _: u8, entries: &[u64; WORDS]) -> bool {
+    fn fits(&self, _: u8, entries: &[u64; PAGE_WORDS]) -> bool {
         entries.iter().all(|&entry| entry & UNFIT == 0)
     }
 }
@@ -56,7 +56,7 @@ fn start(nodes: usize, open: &dyn Fn(&Engine, &RegionSpec)) -> Option<Cluster> {
 impl Member {
     /// Needs the right to write the page, and changes nothing.
     fn walk(&self, page: u64) {
-        self.word(page, WORDS - 1).swap(0, Ordering::SeqCst);
+        self.word(page, PAGE_WORDS - 1).swap(0, Ordering::SeqCst);
     }
 
     fn walk_shared(&self) -> u64 {
