@@ -10,24 +10,13 @@ impl Membership {
     /// Starts the cluster as soon as everyone is connected with everyone.
     pub(super) fn decide_start(&mut self, now_ms: u64, out: &mut Vec<Action>) {
         let all = self.config.all();
-        let ready = self.state == State::Joining
-            && self.is_deciding()
-            && self
-                .nodes_and_peers()
-                .all(|(_, peer)| peer.incarnation.is_some() && peer.connected == all);
+        let ready = self.state == State::Joining && self.is_deciding() && self.peers.are_ready(all);
         if !ready {
             return;
         }
         // The echo goes ahead of the start: it is the right to run.
         self.send_heartbeats(now_ms, out);
-        let me = (self.config.me, self.config.incarnation);
-        let incarnations = (0..self.peers.len())
-            .zip(&self.peers)
-            .map(|(index, peer)| match peer.incarnation {
-                Some(incarnation) if index != me.0.index() => incarnation,
-                _ => me.1,
-            })
-            .collect();
+        let incarnations = self.peers.incarnations(self.config.incarnation);
         self.begin(1, now_ms, out);
         self.announce(Change::Started { incarnations }, out);
     }
@@ -37,11 +26,9 @@ impl Membership {
         self.state = State::Running;
         self.epoch = epoch;
         self.members = self.config.all();
-        for peer in &mut self.peers {
-            // Silence counts from the start. At the deciding node each peer has just been heard, or
-            // was a little earlier: later is the safe side for its removal.
-            peer.heard_ms = now_ms;
-        }
+        // At the deciding node each peer has just been heard, or was a little earlier: later is the
+        // safe side for its removal.
+        self.peers.hear_all(now_ms);
         out.push(Action::BecameRunning { epoch });
     }
 
@@ -58,13 +45,7 @@ impl Membership {
 
     /// Live members that this node hasn't heard for the timeout.
     pub(super) fn silent(&self, now_ms: u64) -> NodeSet {
-        let timeout_ms = self.config.timeout_ms;
-        self.nodes_and_peers()
-            .filter(|(node, peer)| {
-                self.is_live(*node) && now_ms.saturating_sub(peer.heard_ms) >= timeout_ms
-            })
-            .map(|(node, _)| node)
-            .collect()
+        self.peers.silent(self.live(), now_ms, self.config.timeout_ms)
     }
 
     /// Declares a live member lost, and plans its removal for when its right to run is over.
@@ -72,13 +53,13 @@ impl Membership {
         if !self.is_live(node) {
             return;
         }
-        let heard_ms = self.peers.get(node.index()).map_or(u64::MAX, |peer| peer.heard_ms);
+        let heard_ms = self.peers.get(node).map_or(u64::MAX, |peer| peer.heard_ms);
         let stopped_ms =
             heard_ms.saturating_add(self.config.timeout_ms).saturating_add(self.config.margin_ms);
         self.lost.insert(node);
         self.removals_ms.insert(node, stopped_ms);
         let reason = clip_reason(reason);
-        self.refuse(node, &format!("declared lost: {reason}"), out);
+        self.peers.refuse(node, &format!("declared lost: {reason}"), out);
         self.announce(Change::Lost { node, reason: reason.clone() }, out);
         out.push(Action::PeerLost { node, reason });
     }
@@ -138,7 +119,7 @@ impl Membership {
     }
 
     fn announce(&self, change: Change, out: &mut Vec<Action>) {
-        for node in self.connected().without(self.config.me).iter() {
+        for node in self.peers.others_connected().iter() {
             if self.is_live(node) {
                 let message = MemberMessage::MemberUpdate {
                     epoch: self.epoch,

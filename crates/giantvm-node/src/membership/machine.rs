@@ -7,7 +7,7 @@ use dsm_core::types::{NodeId, NodeSet};
 
 use super::config::{Config, ConfigError};
 use super::event::{Action, EndReason, Event, State};
-use crate::control::{Heartbeat, MemberMessage, clip_reason};
+use super::peers::Peers;
 
 /// One node's view of the cluster; see [the module](super).
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -22,26 +22,12 @@ pub struct Membership {
     pub(super) lost: NodeSet,
     /// When each lost member may be removed; at the deciding node only.
     pub(super) removals_ms: BTreeMap<NodeId, u64>,
-    pub(super) peers: Vec<Peer>,
+    pub(super) peers: Peers,
     /// The latest time of this node's clock that the deciding node has confirmed.
     pub(super) confirmed_ms: Option<u64>,
     created_ms: u64,
     stepped_ms: u64,
     next_heartbeat_ms: u64,
-}
-
-/// What this node knows of another one. The entry of the node itself is never used.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
-pub(super) struct Peer {
-    /// The incarnation of the connection, if there is one.
-    pub(super) incarnation: Option<u64>,
-    pub(super) heard_ms: u64,
-    /// The latest time of the peer's clock that came with a heartbeat.
-    pub(super) sent_ms: Option<u64>,
-    /// With whom the peer was connected at that time.
-    pub(super) connected: NodeSet,
-    /// This node has reported it to the deciding node.
-    pub(super) suspected: bool,
 }
 
 impl Membership {
@@ -57,7 +43,7 @@ impl Membership {
             members: NodeSet::EMPTY,
             lost: NodeSet::EMPTY,
             removals_ms: BTreeMap::new(),
-            peers: vec![Peer::default(); config.names.len()],
+            peers: Peers::new(&config),
             confirmed_ms: None,
             created_ms: now_ms,
             stepped_ms: now_ms,
@@ -88,8 +74,7 @@ impl Membership {
 
     /// The nodes of the list without a connection to this one: whom it waits for while it joins.
     pub fn missing(&self) -> NodeSet {
-        let connected = self.connected();
-        NodeSet::from_bits(self.config.all().bits() & !connected.bits())
+        self.peers.missing()
     }
 
     /// When the next [`Event::Tick`] is due at the latest, in milliseconds.
@@ -100,7 +85,7 @@ impl Membership {
     /// Whom the start waits for and why, for people; empty if nobody.
     pub fn waiting_for(&self) -> String {
         let mut parts: Vec<_> = self.missing().iter().map(|node| self.config.name(node)).collect();
-        for (node, peer) in self.nodes_and_peers() {
+        for (node, peer) in self.peers.iter() {
             let missing = self.config.all().bits() & !peer.connected.bits();
             if peer.incarnation.is_some() && missing != 0 {
                 let names: Vec<_> =
@@ -148,7 +133,7 @@ impl Membership {
                 if gap_ms > self.config.timeout_ms {
                     return self.end(EndReason::Stopped { stopped_ms: gap_ms }, out);
                 }
-                self.forgive_own_gap(gap_ms, now_ms);
+                self.peers.forgive_own_gap(gap_ms, now_ms, self.config.heartbeat_ms);
                 if self.is_deciding() {
                     self.declare_silent_lost(now_ms, out);
                 } else if let Some(reason) = self.right_to_run_over(now_ms) {
@@ -158,16 +143,6 @@ impl Membership {
                 }
             }
             State::Ended { .. } => {}
-        }
-    }
-
-    /// While this node didn't run, others may have spoken: what they said is still to be read. Only
-    /// makes others look less silent, so it only delays decisions about them.
-    fn forgive_own_gap(&mut self, gap_ms: u64, now_ms: u64) {
-        if gap_ms > self.config.heartbeat_ms.saturating_mul(2) {
-            for peer in &mut self.peers {
-                peer.heard_ms = peer.heard_ms.saturating_add(gap_ms).min(now_ms);
-            }
         }
     }
 
@@ -182,18 +157,14 @@ impl Membership {
     pub(super) fn end(&mut self, reason: EndReason, out: &mut Vec<Action>) {
         // After a clean leave everyone who matters has been told by the deciding node.
         if reason != EndReason::Left || (self.is_deciding() && self.live().len() > 1) {
-            let text = clip_reason(&reason.to_string());
-            for node in self.connected().without(self.config.me).iter() {
-                let message = MemberMessage::Gone { reason: text.clone() };
-                out.push(Action::Send { to: node, message });
-            }
+            self.peers.say_gone(&reason.to_string(), out);
         }
         self.state = State::Ended { reason: reason.clone() };
         out.push(Action::Ended { reason });
     }
 
     pub(super) fn send_heartbeats(&self, now_ms: u64, out: &mut Vec<Action>) {
-        for node in self.connected().without(self.config.me).iter() {
+        for node in self.peers.others_connected().iter() {
             if self.epoch == 0 || self.is_live(node) {
                 self.send_heartbeat(now_ms, node, out);
             }
@@ -201,22 +172,7 @@ impl Membership {
     }
 
     pub(super) fn send_heartbeat(&self, now_ms: u64, to: NodeId, out: &mut Vec<Action>) {
-        let message = MemberMessage::Heartbeat(Heartbeat {
-            epoch: self.epoch,
-            incarnation: self.config.incarnation,
-            sent_ms: now_ms,
-            echo_ms: self.peers.get(to.index()).and_then(|peer| peer.sent_ms),
-            connected: self.connected(),
-        });
-        out.push(Action::Send { to, message });
-    }
-
-    /// Closes the connection to `node`, if there is one, and tells it why.
-    pub(super) fn refuse(&mut self, node: NodeId, reason: &str, out: &mut Vec<Action>) {
-        let connection = self.peers.get_mut(node.index()).and_then(|p| p.incarnation.take());
-        if let Some(incarnation) = connection {
-            out.push(Action::Refuse { node, incarnation, reason: clip_reason(reason) });
-        }
+        out.push(self.peers.heartbeat(&self.config, self.epoch, now_ms, to));
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -230,20 +186,6 @@ impl Membership {
     /// Whether `node` is a member that isn't lost.
     pub(super) fn is_live(&self, node: NodeId) -> bool {
         self.live().contains(node)
-    }
-
-    /// The nodes with a connection to this one, itself included.
-    pub(super) fn connected(&self) -> NodeSet {
-        let peers = self.nodes_and_peers().filter(|(_, peer)| peer.incarnation.is_some());
-        peers.map(|(node, _)| node).chain([self.config.me]).collect()
-    }
-
-    pub(super) fn nodes_and_peers(&self) -> impl Iterator<Item = (NodeId, &Peer)> {
-        self.peers
-            .iter()
-            .enumerate()
-            .filter_map(|(index, peer)| Some((NodeId::new(index)?, peer)))
-            .filter(|(node, _)| *node != self.config.me)
     }
 }
 

@@ -3,7 +3,7 @@
 use dsm_core::types::{NodeId, NodeSet};
 
 use super::event::{Action, EndReason, Event, State};
-use super::machine::{DECIDING, Membership, Peer};
+use super::machine::{DECIDING, Membership};
 use crate::control::{Change, Heartbeat, MemberMessage, clip_reason};
 
 impl Membership {
@@ -18,7 +18,7 @@ impl Membership {
                 self.on_disconnected(node, incarnation, &why, out);
             }
             Event::Message { from, message } => {
-                let known = self.peers.get(from.index()).is_some_and(|p| p.incarnation.is_some());
+                let known = self.peers.get(from).is_some_and(|p| p.incarnation.is_some());
                 if known && from != self.config.me {
                     self.on_message(now_ms, from, message, out);
                 }
@@ -55,9 +55,7 @@ impl Membership {
             out.push(Action::Refuse { node, incarnation, reason: clip_reason(&reason) });
             return;
         }
-        if let Some(peer) = self.peers.get_mut(node.index()) {
-            *peer = Peer { incarnation: Some(incarnation), heard_ms: now_ms, ..Peer::default() };
-        }
+        self.peers.connect(now_ms, node, incarnation);
         // Everyone waits for this news.
         self.send_heartbeats(now_ms, out);
     }
@@ -69,7 +67,7 @@ impl Membership {
         why: &str,
         out: &mut Vec<Action>,
     ) {
-        let Some(peer) = self.peers.get_mut(node.index()) else { return };
+        let Some(peer) = self.peers.get_mut(node) else { return };
         if peer.incarnation != Some(incarnation) {
             return;
         }
@@ -90,7 +88,7 @@ impl Membership {
     /// Reports a live member to the deciding node, once. A connection that breaks is no news to
     /// act on before the deciding node has spoken: the node may just have left.
     fn suspect(&mut self, node: NodeId, why: &str, out: &mut Vec<Action>) {
-        let Some(peer) = self.peers.get_mut(node.index()) else { return };
+        let Some(peer) = self.peers.get_mut(node) else { return };
         if !std::mem::replace(&mut peer.suspected, true) {
             let reason = clip_reason(why);
             let message = MemberMessage::Suspect { node, reason };
@@ -99,7 +97,7 @@ impl Membership {
     }
 
     fn on_leave_requested(&mut self, now_ms: u64, out: &mut Vec<Action>) {
-        let connected = self.connected().contains(DECIDING);
+        let connected = self.peers.connected().contains(DECIDING);
         match self.state {
             State::Joining => {
                 // The deciding node may be starting the cluster just now.
@@ -144,7 +142,7 @@ impl Membership {
             MemberMessage::Leave if self.is_deciding() => {
                 if self.is_live(from) {
                     self.let_leave(from, out);
-                } else if let Some(peer) = self.peers.get_mut(from.index()) {
+                } else if let Some(peer) = self.peers.get_mut(from) {
                     peer.connected = NodeSet::EMPTY; // joining: don't start with it
                 }
             }
@@ -170,7 +168,7 @@ impl Membership {
         if self.epoch > 0 && !self.is_live(from) {
             return; // sent before it left or was refused
         }
-        let Some(peer) = self.peers.get_mut(from.index()) else { return };
+        let Some(peer) = self.peers.get_mut(from) else { return };
         if peer.incarnation != Some(beat.incarnation) {
             return self.drop_peer(from, "its heartbeat has another incarnation", out);
         }
@@ -182,9 +180,7 @@ impl Membership {
             let what = format!("its epoch is {}, here it is {}", beat.epoch, self.epoch);
             return self.lose_step(what, out);
         }
-        peer.heard_ms = now_ms;
-        peer.sent_ms = peer.sent_ms.max(Some(beat.sent_ms));
-        peer.connected = beat.connected;
+        peer.hear(now_ms, beat);
         // A time that this node's clock has not reached is no time that it sent.
         if from == DECIDING && beat.echo_ms.is_some_and(|echo_ms| echo_ms <= now_ms) {
             self.confirmed_ms = self.confirmed_ms.max(beat.echo_ms);
@@ -233,7 +229,7 @@ impl Membership {
                 }
                 if self.is_live(node) {
                     self.lost.insert(node);
-                    self.refuse(node, &format!("declared lost: {reason}"), out);
+                    self.peers.refuse(node, &format!("declared lost: {reason}"), out);
                     out.push(Action::PeerLost { node, reason });
                 }
             }
@@ -263,7 +259,8 @@ impl Membership {
         }
         self.begin(epoch, now_ms, out);
         let changed: Vec<_> = self
-            .nodes_and_peers()
+            .peers
+            .iter()
             .filter(|(node, peer)| peer.incarnation != incarnations.get(node.index()).copied())
             .map(|(node, _)| node)
             .collect();
@@ -285,7 +282,7 @@ impl Membership {
 
     /// Closes the connection to a peer that sends nonsense, with what follows from that.
     fn drop_peer(&mut self, node: NodeId, what: &str, out: &mut Vec<Action>) {
-        let incarnation = self.peers.get(node.index()).and_then(|peer| peer.incarnation);
+        let incarnation = self.peers.get(node).and_then(|peer| peer.incarnation);
         if node == DECIDING {
             return self.lose_step(what.to_owned(), out);
         }

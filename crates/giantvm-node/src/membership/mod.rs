@@ -63,6 +63,7 @@ pub mod etcd;
 mod event;
 mod machine;
 mod member;
+mod peers;
 
 pub use config::{Config, ConfigError};
 pub use event::{Action, EndReason, Event, Said, State};

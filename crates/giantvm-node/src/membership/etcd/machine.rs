@@ -7,10 +7,10 @@ use dsm_core::types::{NodeId, NodeSet};
 
 use super::forming::Proposal;
 use super::record::{Record, Standing};
-use crate::control::{Heartbeat, MemberMessage, clip_reason};
+use crate::control::clip_reason;
 use crate::membership::config::{Config, ConfigError};
 use crate::membership::event::{Action, EndReason, Event, State};
-use crate::membership::machine::Peer;
+use crate::membership::peers::Peers;
 use crate::membership::{Machine, Verdict};
 
 /// This node's lease in etcd.
@@ -43,7 +43,7 @@ pub struct EtcdMembership {
     pub(super) record: Record,
     /// Nodes whose lease holds, as far as this node knows.
     pub(super) present: NodeSet,
-    pub(super) peers: Vec<Peer>,
+    pub(super) peers: Peers,
     /// Live members that this node can't talk to: since when, and why.
     pub(super) suspects: BTreeMap<NodeId, (u64, String)>,
     /// A transaction is under way.
@@ -84,7 +84,7 @@ impl EtcdMembership {
             revision,
             record,
             present,
-            peers: vec![Peer::default(); config.names.len()],
+            peers: Peers::new(&config),
             suspects: BTreeMap::new(),
             proposed: false,
             failure: None,
@@ -129,22 +129,10 @@ impl EtcdMembership {
             }
             return;
         }
-        self.forgive_own_gap(gap_ms, now_ms);
+        self.peers.forgive_own_gap(gap_ms, now_ms, self.config.heartbeat_ms);
         let timeout_ms = self.config.timeout_ms;
-        for node in self.others(self.record.live()).iter() {
-            let heard_ms = self.peers.get(node.index()).map_or(now_ms, |peer| peer.heard_ms);
-            if now_ms.saturating_sub(heard_ms) >= timeout_ms {
-                self.suspect(now_ms, node, &format!("not heard for {timeout_ms} ms"));
-            }
-        }
-    }
-
-    /// While this node didn't run, others may have spoken: what they said is still to be read.
-    fn forgive_own_gap(&mut self, gap_ms: u64, now_ms: u64) {
-        if gap_ms > self.config.heartbeat_ms.saturating_mul(2) {
-            for peer in &mut self.peers {
-                peer.heard_ms = peer.heard_ms.saturating_add(gap_ms).min(now_ms);
-            }
+        for node in self.peers.silent(self.record.live(), now_ms, timeout_ms).iter() {
+            self.suspect(now_ms, node, &format!("not heard for {timeout_ms} ms"));
         }
     }
 
@@ -156,7 +144,7 @@ impl EtcdMembership {
         let mut next = self.record.clone();
         let (mut present, mut absent) = (Vec::new(), Vec::new());
         if self.state == State::Joining {
-            if !self.is_ready() {
+            if !self.peers.are_ready(self.config.all()) {
                 return;
             }
             next.started = true;
@@ -213,21 +201,10 @@ impl EtcdMembership {
     fn hesitation_ms(&self, now_ms: u64) -> u64 {
         let others = self.others(self.record.live());
         let quiet_ms = self.config.heartbeat_ms.saturating_mul(3);
-        let is_quiet = |node: &NodeId| {
-            let heard_ms = self.peers.get(node.index()).map_or(now_ms, |peer| peer.heard_ms);
-            self.suspects.contains_key(node) || now_ms.saturating_sub(heard_ms) >= quiet_ms
-        };
+        let silent = self.peers.silent(others, now_ms, quiet_ms);
+        let is_quiet = |node: &NodeId| self.suspects.contains_key(node) || silent.contains(*node);
         let quiet = others.iter().filter(is_quiet).count();
         if quiet >= 2 && 2 * quiet > others.len() { self.config.timeout_ms / 2 } else { 0 }
-    }
-
-    /// Whether everyone is connected with everyone.
-    fn is_ready(&self) -> bool {
-        let all = self.config.all();
-        self.others(all).iter().all(|node| {
-            let peer = self.peers.get(node.index());
-            peer.is_some_and(|peer| peer.incarnation.is_some() && peer.connected == all)
-        })
     }
 
     pub(super) fn suspect(&mut self, now_ms: u64, node: NodeId, why: &str) {
@@ -238,27 +215,16 @@ impl EtcdMembership {
 
     pub(super) fn end(&mut self, reason: EndReason, out: &mut Vec<Action>) {
         if reason != EndReason::Left {
-            let text = clip_reason(&reason.to_string());
-            for node in self.others(self.connected()).iter() {
-                let message = MemberMessage::Gone { reason: text.clone() };
-                out.push(Action::Send { to: node, message });
-            }
+            self.peers.say_gone(&reason.to_string(), out);
         }
         self.state = State::Ended { reason: reason.clone() };
         out.push(Action::Ended { reason });
     }
 
     pub(super) fn send_heartbeats(&self, now_ms: u64, out: &mut Vec<Action>) {
-        for node in self.others(self.connected()).iter() {
+        for node in self.peers.others_connected().iter() {
             if self.record.live().contains(node) {
-                let message = MemberMessage::Heartbeat(Heartbeat {
-                    epoch: self.epoch(),
-                    incarnation: self.config.incarnation,
-                    sent_ms: now_ms,
-                    echo_ms: self.peers.get(node.index()).and_then(|peer| peer.sent_ms),
-                    connected: self.connected(),
-                });
-                out.push(Action::Send { to: node, message });
+                out.push(self.peers.heartbeat(&self.config, self.epoch(), now_ms, node));
             }
         }
     }
@@ -269,15 +235,6 @@ impl EtcdMembership {
 
     pub(super) fn others(&self, nodes: NodeSet) -> NodeSet {
         nodes.without(self.config.me)
-    }
-
-    /// The nodes with a connection to this one, itself included.
-    pub(super) fn connected(&self) -> NodeSet {
-        let all = self.others(self.config.all());
-        let has = |node: &NodeId| {
-            self.peers.get(node.index()).is_some_and(|peer| peer.incarnation.is_some())
-        };
-        all.iter().filter(has).chain([self.config.me]).collect()
     }
 
     fn waiting_for(&self) -> String {
@@ -337,6 +294,6 @@ impl EtcdMembership {
     }
 
     pub(super) fn missing(&self) -> NodeSet {
-        NodeSet::from_bits(self.config.all().bits() & !self.connected().bits())
+        self.peers.missing()
     }
 }

@@ -6,7 +6,6 @@ use super::machine::EtcdMembership;
 use super::record::{Record, Standing};
 use crate::control::{MemberMessage, clip_reason};
 use crate::membership::event::{Action, EndReason, Event, Said, State};
-use crate::membership::machine::Peer;
 
 impl EtcdMembership {
     pub(super) fn take(&mut self, now_ms: u64, event: Event, out: &mut Vec<Action>) {
@@ -107,7 +106,7 @@ impl EtcdMembership {
             let known = matches!(before.standing(node), Standing::Lost { .. });
             match standing {
                 Standing::Lost { reason } | Standing::Removed { reason } if !known => {
-                    self.refuse(node, &format!("declared lost: {reason}"), out);
+                    self.peers.refuse(node, &format!("declared lost: {reason}"), out);
                     out.push(Action::PeerLost { node, reason });
                 }
                 Standing::Left => out.push(Action::PeerLeft { node }),
@@ -123,9 +122,7 @@ impl EtcdMembership {
 
     fn begin(&mut self, now_ms: u64, out: &mut Vec<Action>) {
         self.state = State::Running;
-        for peer in &mut self.peers {
-            peer.heard_ms = now_ms; // silence counts from the start
-        }
+        self.peers.hear_all(now_ms);
         out.push(Action::BecameRunning { epoch: 1 });
         for node in self.missing().iter() {
             self.suspect(now_ms, node, "it went away while the cluster started");
@@ -150,14 +147,12 @@ impl EtcdMembership {
             out.push(Action::Refuse { node, incarnation, reason: clip_reason(&reason) });
             return;
         }
-        if let Some(peer) = self.peers.get_mut(node.index()) {
-            *peer = Peer { incarnation: Some(incarnation), heard_ms: now_ms, ..Peer::default() };
-        }
+        self.peers.connect(now_ms, node, incarnation);
         self.send_heartbeats(now_ms, out); // everyone waits for this news
     }
 
     fn on_disconnected(&mut self, now_ms: u64, node: NodeId, incarnation: u64, why: &str) {
-        let Some(peer) = self.peers.get_mut(node.index()) else { return };
+        let Some(peer) = self.peers.get_mut(node) else { return };
         if peer.incarnation == Some(incarnation) {
             peer.incarnation = None;
             self.suspect(now_ms, node, &format!("connection broke: {why}"));
@@ -171,14 +166,11 @@ impl EtcdMembership {
         message: MemberMessage,
         out: &mut Vec<Action>,
     ) {
-        let Some(peer) = self.peers.get_mut(from.index()) else { return };
+        let Some(peer) = self.peers.get_mut(from) else { return };
         let Some(incarnation) = peer.incarnation else { return };
         let nonsense = match message {
             MemberMessage::Heartbeat(beat) if beat.incarnation == incarnation => {
-                peer.heard_ms = now_ms;
-                peer.sent_ms = peer.sent_ms.max(Some(beat.sent_ms));
-                peer.connected = beat.connected;
-                return;
+                return peer.hear(now_ms, &beat);
             }
             MemberMessage::Gone { reason } => {
                 let why = format!("it ended and says: {reason}");
@@ -191,15 +183,7 @@ impl EtcdMembership {
             MemberMessage::Heartbeat(_) => "its heartbeat has another incarnation",
             _ => "it sent what only passes between a node and a deciding node",
         };
-        self.refuse(from, nonsense, out);
+        self.peers.refuse(from, nonsense, out);
         self.suspect(now_ms, from, nonsense);
-    }
-
-    /// Closes the connection to `node`, if there is one, and tells it why.
-    fn refuse(&mut self, node: NodeId, reason: &str, out: &mut Vec<Action>) {
-        let connection = self.peers.get_mut(node.index()).and_then(|p| p.incarnation.take());
-        if let Some(incarnation) = connection {
-            out.push(Action::Refuse { node, incarnation, reason: clip_reason(reason) });
-        }
     }
 }
