@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dsm_core::engine::{Engine, EngineEvent, outrank};
+use dsm_core::engine::{Engine, EngineEvent};
 use dsm_core::pages::RegionMemory;
 use dsm_core::report::chain;
 use dsm_core::transport::{
@@ -27,6 +27,7 @@ use super::dialer::Connected;
 use super::etcd::Order;
 use super::links::{CONTROL_KIND, Link, Links, Source};
 use super::lost::{Lost, LostCallback, Registrations, end_regions};
+use super::outrank;
 use super::regions::Directory;
 use super::status::Status;
 use crate::control::{ControlMessage, MemberMessage, RegionMessage};
@@ -659,9 +660,7 @@ impl Driver {
             ToDriver::Forget { ticket } => _ = self.region_replies.remove(&ticket),
             ToDriver::TakeVm { reply } => {
                 // A vCPU that has the processor must not cost a heartbeat.
-                if let Err(error) = outrank() {
-                    log::debug!("control thread: no real-time priority: {error}");
-                }
+                outrank();
                 self.order(Order::Outrank);
                 let nodes = self.setup.config.nodes.len();
                 let take = |index| {

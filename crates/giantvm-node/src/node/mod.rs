@@ -22,3 +22,11 @@ pub(crate) use driver::lock;
 pub use etcd::{EtcdConfig, query_nodes};
 pub use lost::{Lost, LostCallback};
 pub use status::query_status;
+
+/// Puts this thread before all of ordinary priority; where the process may not, it does without.
+pub(crate) fn outrank() {
+    if let Err(error) = dsm_core::engine::outrank() {
+        let thread = std::thread::current();
+        log::debug!("{}: no real-time priority: {error}", thread.name().unwrap_or("a thread"));
+    }
+}

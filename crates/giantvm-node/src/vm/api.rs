@@ -15,7 +15,7 @@ use kvm_vcpu::boot::layout::Layout;
 use kvm_vcpu::bus::{Device, Range, Unclaimed};
 use kvm_vcpu::chips::Message;
 use kvm_vcpu::cpuid::Supported;
-use kvm_vcpu::vm::{Kvm, Limits};
+use kvm_vcpu::vm::{Kvm, Limits, Machine};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use serde_json::{Value, json};
 
@@ -470,16 +470,21 @@ impl Drop for Vm {
 /// Which of this node's vCPUs, known by their threads, are halted.
 struct Halted(Weak<Hub>);
 
+impl Halted {
+    fn machine(&self) -> Option<Arc<Machine>> {
+        self.0.upgrade()?.machine()
+    }
+}
+
 impl Nudge for Halted {
     fn nudge(&self, thread: ThreadId) {
-        if let Some(machine) = self.0.upgrade().and_then(|hub| hub.machine()) {
+        if let Some(machine) = self.machine() {
             machine.nudge(thread.0);
         }
     }
 
     fn found_idle(&self, thread: ThreadId) -> bool {
-        let machine = self.0.upgrade().and_then(|hub| hub.machine());
-        machine.is_some_and(|machine| machine.found_halted(thread.0))
+        self.machine().is_some_and(|machine| machine.found_halted(thread.0))
     }
 }
 

@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use dsm_core::engine::outrank;
 use dsm_core::report::chain;
 use dsm_core::transport::{ReceiveHalf, Received, Reject};
 use dsm_core::types::NodeId;
@@ -13,6 +12,7 @@ use rustix::event::epoll;
 use super::core::{Core, Event};
 use super::message::VmMessage;
 use super::post::{Post, VM_KIND};
+use crate::node::outrank;
 
 /// What the stop descriptor's events carry.
 const STOP: u64 = 2 << 32;
@@ -52,9 +52,7 @@ impl Exchange {
     /// lost peer.
     pub(super) fn run(mut self) -> Vec<Option<ReceiveHalf>> {
         // Interrupts and answers must not wait for a vCPU that has the processor.
-        if let Err(error) = outrank() {
-            log::debug!("gvm-vm-hear: no real-time priority: {error}");
-        }
+        outrank();
         let mut events = Vec::with_capacity(64);
         loop {
             let buffer = rustix::buffer::spare_capacity(&mut events);

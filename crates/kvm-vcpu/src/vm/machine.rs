@@ -276,7 +276,7 @@ impl Machine {
     /// Has a vCPU of this node, given by its thread, find out whether it is halted within the guest:
     /// it then waits outside of it, where its thread sleeps. Returns at once.
     pub fn nudge(&self, thread: u32) {
-        if let Some(seat) = self.seats.iter().find(|seat| seat.kick.is(thread)) {
+        if let Some(seat) = self.seat_of(thread) {
             seat.nudged.store(true, Ordering::SeqCst);
             seat.kick.kick();
         }
@@ -285,13 +285,16 @@ impl Machine {
     /// Whether a vCPU of this node, given by its thread, was found halted at a nudge. It may have been
     /// woken since: only if its thread sleeps, for nothing else, it still is.
     pub fn found_halted(&self, thread: u32) -> bool {
-        let seat = self.seats.iter().find(|seat| seat.kick.is(thread));
-        seat.is_some_and(|seat| seat.halted.load(Ordering::SeqCst))
+        self.seat_of(thread).is_some_and(|seat| seat.halted.load(Ordering::SeqCst))
     }
 
     /// The vCPU of this node that a thread runs.
     pub fn vcpu_of(&self, thread: u32) -> Option<VcpuId> {
-        self.seats.iter().find(|seat| seat.kick.is(thread)).map(|seat| seat.vcpu)
+        self.seat_of(thread).map(|seat| seat.vcpu)
+    }
+
+    fn seat_of(&self, thread: u32) -> Option<&Arc<Seat>> {
+        self.seats.iter().find(|seat| seat.kick.is(thread))
     }
 
     /// Has a vCPU of this node leave the guest and tell where it was ([`Outside::sampled`]): of one

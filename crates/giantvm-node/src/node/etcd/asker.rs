@@ -4,14 +4,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dsm_core::engine::outrank;
-
 use super::Order;
 use super::client::Client;
 use super::lease::Keeper;
 use crate::membership::Said;
 use crate::membership::etcd::{Announcement, Proposal};
 use crate::node::driver::{Inbox, ToDriver};
+use crate::node::outrank;
 
 /// The thread; it ends, and gives the lease back, when nobody can order anything any more.
 pub(super) struct Asker {
@@ -68,9 +67,7 @@ impl Asker {
             Order::Propose(proposal) => Some(Wish::Propose(proposal)),
             Order::Outrank => {
                 self.keeper.outrank();
-                if let Err(error) = outrank() {
-                    log::debug!("etcd thread: no real-time priority: {error}");
-                }
+                outrank();
                 None
             }
         }

@@ -9,11 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dsm_core::engine::outrank;
-
 use super::client::{Client, Renewal, Term};
 use crate::membership::Said;
 use crate::node::driver::{Inbox, ToDriver, lock, now_ms};
+use crate::node::outrank;
 
 /// The latest renewal that etcd granted.
 #[derive(Clone, Copy)]
@@ -86,9 +85,7 @@ impl Work {
         loop {
             match orders.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(()) => {
-                    if let Err(error) = outrank() {
-                        log::debug!("lease thread: no real-time priority: {error}");
-                    }
+                    outrank();
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     next = Instant::now() + heartbeat;

@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use dsm_core::engine::outrank;
 use dsm_core::types::NodeId;
 use kvm_vcpu::time::{GuestClock, Mapping, Ratio, tsc};
 use kvm_vcpu::vm::TscSetting;
@@ -24,7 +23,7 @@ use keeper::{Deed, Keeper};
 use super::core::{Core, Event};
 use super::message::VmMessage;
 use super::spec::TscSource;
-use crate::node::lock;
+use crate::node::{lock, outrank};
 
 /// How well this node's clock is known.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -227,9 +226,7 @@ impl ClockThread {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let run = move || {
-            if let Err(error) = outrank() {
-                log::debug!("gvm-vm-clock: no real-time priority: {error}");
-            }
+            outrank();
             while !stopped.load(Ordering::SeqCst) {
                 // In this order: no exchange that it knows of was received later.
                 let next = lock(&core.clock.keeper).as_mut().map(|keeper| keeper.tick(tsc::now()));
