@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 import select
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,11 +21,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from giantvm._terminal import ESCAPE, RawTerminal, is_foreground_terminal
-from linux_guest import initramfs
+from linux_guest import ext4, initramfs
 from linux_machine import table
 from linux_places import DISK, EmulatedHosts, Place, ThisMachine, can_run_linux
 from testbed import TestbedError
-from testbed.kernel import find
 
 LIMIT_S: Final = 280.0
 """What the session may take; five minutes are promised."""
@@ -114,12 +112,7 @@ def _prepare(work: Path) -> str:
     content = os.urandom(_FILE_BYTES)
     (work / "www").mkdir()
     (work / "www" / "file").write_bytes(content)
-    with (work / DISK).open("wb") as file:
-        file.truncate(_DISK_BYTES)
-    mke2fs = find("mke2fs")
-    if mke2fs is None:
-        raise TestbedError("the demo needs: sudo apt-get install e2fsprogs")
-    subprocess.run([mke2fs, "-q", "-t", "ext4", "-d", work / "www", work / DISK], check=True)
+    ext4(work / DISK, _DISK_BYTES, work / "www")
     return hashlib.sha256(content).hexdigest()
 
 

@@ -92,6 +92,17 @@ def initramfs(
     return packed
 
 
+def ext4(file: Path, size: int, content: Path | None = None) -> None:
+    """Makes a disk of so many bytes with a file system, of what a directory has if one is given."""
+    mke2fs = find("mke2fs")
+    if mke2fs is None:
+        raise MissingError("there is no mke2fs: sudo apt-get install e2fsprogs")
+    with file.open("wb") as disk:
+        disk.truncate(size)
+    filled: list[str | Path] = [] if content is None else ["-d", content]
+    subprocess.run([mke2fs, "-q", "-t", "ext4", *filled, file], check=True)
+
+
 def checksum(cpus: int, size: int) -> int:
     """Of what the worker fills, slice by slice."""
     total = 0xCBF29CE484222325

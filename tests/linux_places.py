@@ -11,8 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Self
 
 import giantvm.status
 from giantvm.config import Config
@@ -46,12 +45,13 @@ def can_run_linux() -> bool:
     return bool({"vmx", "svm"} & set(features)) and os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
-class Place(ABC):
+class Place(ExitStack, ABC):
     """Two nodes with a guest, for a `with` block. The first one has its processor 0, its serial
     port and its network; the second its processor 1 and its disk.
     """
 
     def __init__(self, work: Path) -> None:
+        super().__init__()
         self._work = work
 
     @abstractmethod
@@ -85,17 +85,6 @@ class Place(ABC):
     @abstractmethod
     def disk_digest(self, name: str) -> str:
         """The SHA-256 of a file on the disk, when the machine has ended."""
-
-    @abstractmethod
-    def __enter__(self) -> Place: ...
-
-    @abstractmethod
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
 
 
 class EmulatedHosts(Place):
@@ -153,19 +142,11 @@ class EmulatedHosts(Place):
             self._bed.hosts[1].run(["/bin/sh", "-c", _digest(name, f"/tmp/{DISK}")]).stdout.strip()
         )
 
-    def __enter__(self) -> EmulatedHosts:
+    def __enter__(self) -> Self:
         print("Two emulated hosts boot ...", flush=True)
-        self._bed.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        stop(self._nodes)
-        self._bed.__exit__(kind, error, trace)
+        self.enter_context(self._bed)
+        self.callback(lambda: stop(self._nodes))
+        return super().__enter__()
 
 
 class ThisMachine(Place):
@@ -176,7 +157,6 @@ class ThisMachine(Place):
         self._hide = hide.split()
         self._file = work / "vm.toml"
         self._process: subprocess.Popen[bytes] | None = None
-        self._stack = ExitStack()
 
     def describe(self) -> str:
         return "Two nodes on this machine: python -m giantvm run vm.toml"
@@ -204,7 +184,9 @@ class ThisMachine(Place):
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
-        self._stack.enter_context(self._process)
+        self.enter_context(self._process)
+        # Of one that has ended, nothing is left to kill.
+        self.callback(self._process.kill)
         assert self._process.stdout is not None
         copies = threading.Thread(target=_copy, args=(self._process.stdout, output), daemon=True)
         copies.start()
@@ -233,19 +215,6 @@ class ThisMachine(Place):
 
     def disk_digest(self, name: str) -> str:
         return checked(["/bin/sh", "-c", _digest(name, str(self._work / DISK))], "no disk").strip()
-
-    def __enter__(self) -> ThisMachine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-        self._stack.close()
 
 
 def _copy(source: IO[bytes], output: Output) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from linux_guest import CMDLINE, HIDE, PATIENCE_S, SCHEDULING, image, initramfs, slow_clock
+from linux_machine import stop
 from testbed import Host, Testbed, TestbedError
-from testbed.channel import Process
 from testbed.guest_run import build
 
 CPUS: Final = 2
@@ -46,9 +46,7 @@ class Node:
 
     def stats(self) -> Stats:
         """What its memory did, as it told at its end."""
-        told = re.findall(r"^\[n\d+ [\d.]+\] stats: (\{.*\})$", self.stderr, re.MULTILINE)
-        found: Stats = json.loads(told[-1])
-        return found
+        return _latest("stats:", self.stderr)
 
     def powered_off(self) -> bool:
         """Whether its machine ended as the guest wished."""
@@ -113,27 +111,20 @@ def run(
         for name, text in (("init", "init: kernel"), ("power off", "init: power off")):
             nodes[0].wait_for(text, PATIENCE_S)
             times[name] = time.monotonic() - start
-            at_init = at_init or [_so_far(node.stderr) for node in nodes]
+            at_init = at_init or [_latest("VmReport", node.stderr) for node in nodes]
         ended = [node.wait(PATIENCE_S) for node in nodes]
     finally:
-        _end(nodes)
+        stop(nodes)
     done = [Node(node.status, node.stderr) for node in ended]
     return Run(ended[0].stdout, done, times, at_init)
 
 
-def _so_far(stderr: str) -> Stats:
-    """The latest whole report of a node."""
+def _latest(name: str, stderr: str) -> Stats:
+    """What a node told last in a whole line that begins like that."""
     lines = stderr[: stderr.rfind("\n") + 1]
-    told = re.findall(r"^\[n\d+ [\d.]+\] VmReport \{.*\} (\{.*\})$", lines, re.MULTILINE)
-    found: Stats = json.loads(told[-1])
+    line = re.compile(rf"^\[n\d+ [\d.]+\] {name} (?:\{{ .* \}} )?(\{{.*\}})$", re.MULTILINE)
+    found: Stats = json.loads(line.findall(lines)[-1])
     return found
-
-
-def _end(nodes: Sequence[Process]) -> None:
-    """Leaves nothing running on hosts that others use as well."""
-    for node in nodes:
-        if node.status is None:
-            node.kill()
 
 
 def row(name: str, index: int, ran: Run) -> str:

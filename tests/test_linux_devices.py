@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from linux_guest import CMDLINE, HIDE, PATIENCE_S, image, initramfs
+from linux_guest import CMDLINE, HIDE, PATIENCE_S, ext4, image, initramfs
 from testbed import Host, MissingError, Testbed
 from testbed.guest_run import build
 from testbed.kernel import find
@@ -42,14 +42,12 @@ def digest(content: bytes) -> str:
 
 @pytest.mark.timeout(2 * PATIENCE_S)
 def test_linux_uses_its_devices_and_reboots(host: Host, tmp_path: Path) -> None:
-    mke2fs = find("mke2fs")
-    if mke2fs is None:
-        pytest.skip("no mke2fs (Debian package e2fsprogs)")
     program = build().node
     disk, read_only = tmp_path / "disk", tmp_path / "read-only"
-    with disk.open("wb") as file:
-        file.truncate(32 << 20)
-    subprocess.run([mke2fs, "-q", "-t", "ext4", disk], check=True)
+    try:
+        ext4(disk, 32 << 20)
+    except MissingError as error:
+        pytest.skip(str(error))
     read_only.write_bytes(os.urandom(1 << 20))
     shared = os.urandom(1 << 20)
     for name, source in (("disk", disk), ("read-only", read_only)):

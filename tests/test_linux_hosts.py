@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,11 +20,20 @@ import pytest
 
 pytest.importorskip("giantvm._native", reason="the native module is not built")
 
-from linux_guest import CMDLINE, HIDE, LATE, PATIENCE_S, SCHEDULING, checksum, image, initramfs
+from linux_guest import (
+    CMDLINE,
+    HIDE,
+    LATE,
+    PATIENCE_S,
+    SCHEDULING,
+    checksum,
+    ext4,
+    image,
+    initramfs,
+)
 from linux_machine import Machine, addresses, disk, net, serve, start, stop
 from testbed import MissingError, Testbed
 from testbed.channel import Result
-from testbed.kernel import find
 
 EXIT_LOST: Final = 86
 TIMEOUT_MS: Final = 10_000
@@ -78,18 +86,17 @@ def command_line() -> str:
 
 def prepare(work: Path) -> bytes:
     """Makes the guest's files; the content of the one that it is to fetch."""
-    mke2fs = find("mke2fs")
-    if mke2fs is None:
-        pytest.skip("no mke2fs (Debian package e2fsprogs)")
+    try:
+        ext4(work / "disk", 16 << 20)
+    except MissingError as error:
+        pytest.skip(str(error))
     image(work)
     initramfs(work, "suite.sh", _MODULES, *_PROGRAMS, applets=("true",))
     (work / "www").mkdir()
     content = os.urandom(1 << 20)
     (work / "www" / "file").write_bytes(content)
-    for name, size in (("disk", 16 << 20), ("swap", 8 << 20)):
-        with (work / name).open("wb") as file:
-            file.truncate(size)
-    subprocess.run([mke2fs, "-q", "-t", "ext4", work / "disk"], check=True)
+    with (work / "swap").open("wb") as file:
+        file.truncate(8 << 20)
     return content
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 import linux_run
-from pybench.report import Row
-from pybench.sampling import QUICK, Batches, median
+from pybench.report import Row, row_of
+from pybench.sampling import QUICK, Batches
 from testbed import Testbed, TestbedError
 
 ROUNDS: Final = 3
@@ -67,19 +67,30 @@ def linux_boot(batches: Batches) -> Iterator[Row]:
                 print(f"linux_boot: {name} skipped: {error}", file=sys.stderr)
                 return
     floor = boots.pop("one host")
-    yield seconds("one host, to init", [it.init_s for it in floor])
-    yield seconds("one host, work", [it.work_s for it in floor])
+    yield row("one host, to init", "s", [it.init_s for it in floor])
+    yield row("one host, work", "s", [it.work_s for it in floor])
     for name, taken in boots.items():
-        times = [it.init_s for it in taken]
-        yield seconds(f"{name}, to init", times, [it.init_s for it in floor], goal=2.0)
-        yield seconds(f"{name}, work", [it.work_s for it in taken], [it.work_s for it in floor])
+        init, work = [it.init_s for it in taken], [it.work_s for it in taken]
+        yield row(f"{name}, to init", "s", init, floor=[it.init_s for it in floor], goal=2.0)
+        yield row(f"{name}, work", "s", work, floor=[it.work_s for it in floor])
         for kind in KINDS:
             counts = [it.faults_to_init[kind] for it in taken]
-            yield number_of(f"{name}, {kind} to init", "faults", counts)
+            yield row(f"{name}, {kind} to init", "faults", counts)
         counts = [it.faults_first_node for it in taken]
-        yield number_of(f"{name}, node 0 in all", "faults", counts, goal=PROTOTYPE_FAULTS / 2)
+        yield row(f"{name}, node 0 in all", "faults", counts, goal=PROTOTYPE_FAULTS / 2)
         shares = [it.unchanged for it in taken]
-        yield number_of(f"{name}, sent and unchanged", "%", shares, goal=5.0)
+        yield row(f"{name}, sent and unchanged", "%", shares, goal=5.0)
+
+
+def row(
+    variant: str,
+    unit: str,
+    samples: Sequence[float],
+    floor: Sequence[float] | None = None,
+    goal: float | None = None,
+) -> Row:
+    """A row of this benchmark; the floor is what the same takes on one host."""
+    return row_of("linux_boot", variant, samples, unit=unit, floor=floor, goal=goal)
 
 
 def boot(machine: Machine) -> Boot:
@@ -105,27 +116,3 @@ def boot(machine: Machine) -> Boot:
         faults_first_node=sum(faults[kind] for kind in KINDS if kind != "first_touch"),
         unchanged=100 * unchanged / sent if sent else 0.0,
     )
-
-
-def seconds(
-    variant: str,
-    samples: Sequence[float],
-    floor: Sequence[float] | None = None,
-    goal: float | None = None,
-) -> Row:
-    """A row of times; the floor is what the same takes on one host."""
-    row = Row("linux_boot", variant, "s", median(samples))
-    if floor is not None:
-        row.floor = median(floor)
-        row.ratio = row.value / row.floor
-    if goal is not None and row.ratio is not None:
-        row.goal, row.met = goal, row.ratio <= goal
-    return row
-
-
-def number_of(variant: str, unit: str, samples: Sequence[float], goal: float | None = None) -> Row:
-    """A row of counts."""
-    row = Row("linux_boot", variant, unit, median(samples), goal=goal)
-    if goal is not None:
-        row.met = row.value <= goal
-    return row

@@ -43,11 +43,12 @@ def row_of(
     variant: str,
     samples: Sequence[float],
     *,
+    unit: str = "us",
     floor: Sequence[float] | None = None,
     goal: float | None = None,
 ) -> Row:
-    """A row of samples of a cost in microseconds."""
-    row = Row(name, variant, "us", median(samples), p99(samples), goal=goal)
+    """A row of samples of a cost, in microseconds by default."""
+    row = Row(name, variant, unit, median(samples), p99(samples), goal=goal)
     if floor is not None:
         row.floor, row.floor_p99 = median(floor), p99(floor)
         row.ratio = row.value / row.floor if row.floor > 0 else None
