@@ -49,6 +49,8 @@ counters! {
     companions_received,
     /// Pages asked for along with another, but refused.
     companions_refused,
+    /// Pages of this node's own whose copies were taken back along with another's.
+    claimed_along,
     /// Blocks leased from their first owner.
     leases,
     /// Requests passed on to a later owner.

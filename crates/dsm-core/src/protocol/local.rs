@@ -44,7 +44,8 @@ impl Protocol {
         let entry = self.table.get(page);
         let mut with = Vec::new();
         if right_of(entry.state) < Some(access) {
-            if self.settings.features.convoys && access == Access::Write && !entry.is_owner() {
+            let alone = entry.is_owner() && entry.copyset().is_empty();
+            if self.settings.features.convoys && access == Access::Write && !alone {
                 with = self.convoys.take(thread, page);
             }
             if self.settings.features.fault_around && with.is_empty() {
@@ -53,7 +54,26 @@ impl Protocol {
         }
         self.count_fault(&entry, access);
         self.need(page, access, age, &with, fx);
+        if access == Access::Write {
+            self.claim_along(page, age, &with, fx);
+        }
         self.settle(fx);
+    }
+
+    /// Those of `with` that are this node's own, with copies elsewhere: `leader` is about to be
+    /// written, and they are then, so that their copies go at the same time. Nobody waits for them.
+    fn claim_along<E: Effects>(&mut self, leader: Page, age: Age, with: &[Page], fx: &mut E) {
+        for &page in with {
+            let entry = self.table.get(page);
+            let copied =
+                entry.is_owner() && !entry.copyset().is_empty() && entry.state == PageState::Shared;
+            let idle = !self.pending.contains_key(&page);
+            if copied && idle && !self.ended && self.served.contains(&page) {
+                self.convoys.came(page, leader);
+                self.counters.claimed_along += 1;
+                self.claim(page, age, fx);
+            }
+        }
     }
 
     /// The Lamport clock: no episode seen began later.

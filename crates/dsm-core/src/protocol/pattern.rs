@@ -16,6 +16,8 @@ const LEADERS_MAX: usize = 1024;
 const CONFIDENT: u8 = 2;
 /// Highest confidence: how often a follower may be left out before it is forgotten.
 const CONFIDENCE_MAX: u8 = 3;
+/// Most pages followed until they leave.
+const CAME_MAX: usize = 1024;
 /// One request in this many leaves one follower out, to see whether it is still needed.
 const PROBE_EVERY: u32 = 8;
 
@@ -90,20 +92,19 @@ impl Streams {
 pub(super) struct Convoys {
     /// Followers of each leader, with confidence.
     followers: BTreeMap<Page, Vec<(Page, u8)>>,
-    /// The leader of the running episode of each thread.
+    /// What each thread took over last in its running episode: the leader of what it takes next. That
+    /// comes along another time, so what is missed then has the same leader.
     leaders: BTreeMap<ThreadId, Page>,
+    /// Pages that are here because of their leader, until they leave.
+    came: BTreeMap<Page, Page>,
     requests: u32,
 }
 
 impl Convoys {
     /// `thread` takes over `page` from another node. Returns the pages to ask for with it.
     pub(super) fn take(&mut self, thread: ThreadId, page: Page) -> Vec<Page> {
-        match self.leaders.get(&thread) {
-            Some(&leader) if leader != page => self.learn(leader, page),
-            Some(_) => {}
-            None => {
-                self.leaders.insert(thread, page);
-            }
+        if let Some(leader) = self.leaders.insert(thread, page).filter(|&leader| leader != page) {
+            self.learn(leader, page);
         }
         self.call(page)
     }
@@ -124,6 +125,31 @@ impl Convoys {
             *confidence = (*confidence + 1).min(CONFIDENCE_MAX);
         } else if followers.len() < COMPANIONS_MAX {
             followers.push((page, 1));
+        } else if let Some(chance) = followers.iter_mut().find(|(_, confidence)| *confidence == 1) {
+            *chance = (page, 1);
+        }
+    }
+
+    /// `page` came along with `leader`, to be written.
+    pub(super) fn came(&mut self, page: Page, leader: Page) {
+        if self.came.len() == CAME_MAX && !self.came.contains_key(&page) {
+            self.came.pop_first();
+        }
+        self.came.insert(page, leader);
+    }
+
+    /// `page` leaves; it was written, or it was not. Then it travelled for nothing, which a page that
+    /// is missed now and then would do as often as not: it must be missed anew.
+    pub(super) fn left(&mut self, page: Page, written: bool) {
+        let Some(leader) = self.came.remove(&page) else { return };
+        let Some(followers) = self.followers.get_mut(&leader) else { return };
+        if written {
+            let follower = followers.iter_mut().find(|(follower, _)| *follower == page);
+            if let Some((_, confidence)) = follower {
+                *confidence = (*confidence + 1).min(CONFIDENCE_MAX);
+            }
+        } else {
+            followers.retain(|&(follower, _)| follower != page);
         }
     }
 
@@ -201,6 +227,36 @@ mod tests {
             convoys.end(T);
         }
         assert_eq!(convoys.take(T, Page(1)), []);
+    }
+
+    #[test]
+    fn what_left_unwritten_must_be_missed_anew() {
+        let mut convoys = Convoys::default();
+        let miss = |convoys: &mut Convoys| {
+            convoys.take(T, Page(1));
+            convoys.take(T, Page(2));
+            convoys.end(T);
+        };
+        (0..2).for_each(|_| miss(&mut convoys));
+        convoys.came(Page(2), Page(1));
+        convoys.left(Page(2), true);
+        assert_eq!(convoys.take(T, Page(1)), [Page(2)]);
+        convoys.came(Page(2), Page(1));
+        convoys.left(Page(2), false);
+        assert_eq!(convoys.take(T, Page(1)), []);
+        (0..2).for_each(|_| miss(&mut convoys));
+        assert_eq!(convoys.take(T, Page(1)), [Page(2)]);
+    }
+
+    #[test]
+    fn a_full_convoy_has_room_for_what_is_missed_now() {
+        let mut convoys = Convoys::default();
+        for page in (2..COMPANIONS_MAX as u64 + 2).chain([99, 99]) {
+            convoys.take(T, Page(1));
+            convoys.take(T, Page(page));
+            convoys.end(T);
+        }
+        assert_eq!(convoys.take(T, Page(1)), [Page(99)]);
     }
 
     #[test]

@@ -119,6 +119,9 @@ impl Protocol {
             match granted.right {
                 Right::Copy => self.take_copy(from, seq, granted, source, fx)?,
                 Right::Ownership { .. } => {
+                    if let Some(leader) = first.filter(|_| index > 0) {
+                        self.convoys.came(granted.page, leader);
+                    }
                     self.take_ownership(granted, source, fx)?;
                     taken.push(granted.page);
                 }
