@@ -8,6 +8,7 @@
 //!   random numbers;
 //! - [`boot`]: loaders of kernels, and the state in which they start; [`acpi`]: the tables they read;
 //! - [`cpuid`]: what a processor says of itself, the same on every node;
+//! - [`paging`]: the guest's page tables, read from outside;
 //! - [`time`]: one clock for all nodes.
 //!
 //! Nothing here knows how memory stays coherent or how nodes talk: guest memory comes in as mapped
@@ -19,6 +20,7 @@ pub mod bus;
 pub mod chips;
 pub mod cpuid;
 pub mod devices;
+pub mod paging;
 pub mod pci;
 pub mod time;
 pub mod virtio;

@@ -1,7 +1,7 @@
 //! All vCPUs of the virtual machine, at one node.
 
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -27,6 +27,7 @@ use super::run_page::RunPage;
 use super::system::Kvm;
 use super::tsc::{TscBoard, TscSetting};
 use super::{real, stand_in};
+use crate::paging::Root;
 
 /// IA32_APIC_BASE (SDM vol. 3, 11.4.4).
 pub(super) const MSR_APIC_BASE: u32 = 0x1b;
@@ -84,6 +85,10 @@ pub(super) struct Seat {
     pub(super) sampled: AtomicBool,
     /// It was found halted, and waits outside of the guest.
     pub(super) halted: AtomicBool,
+    /// Somebody wants to know where its walks of page tables begin.
+    pub(super) root_wanted: AtomicBool,
+    /// Where they did when that was asked last, packed; 0 if that is not known.
+    pub(super) root: AtomicU64,
     /// Its registers when it last stopped, of real ones.
     pub(super) registers: Mutex<Option<Registers>>,
 }
@@ -188,6 +193,8 @@ impl Machine {
                 nudged: AtomicBool::new(false),
                 sampled: AtomicBool::new(false),
                 halted: AtomicBool::new(false),
+                root_wanted: AtomicBool::new(false),
+                root: AtomicU64::new(0),
                 registers: Mutex::new(None),
             });
             made.push(Made { fd, seat, page, placement });
@@ -315,6 +322,24 @@ impl Machine {
                 seat.kick.kick();
             }
         }
+    }
+
+    /// Has the vCPUs of this node tell where their walks of page tables begin, each before it next
+    /// enters the guest: now, but for those that wait for something, which walk no tables meanwhile.
+    pub fn ask_roots(&self) {
+        for (seat, placement) in self.seats.iter().zip(&self.placements) {
+            if placement.here {
+                seat.root_wanted.store(true, Ordering::SeqCst);
+                if !seat.halted.load(Ordering::SeqCst) {
+                    seat.kick.kick();
+                }
+            }
+        }
+    }
+
+    /// What they told last.
+    pub fn roots(&self) -> impl Iterator<Item = Root> {
+        self.seats.iter().filter_map(|seat| Root::unpack(seat.root.load(Ordering::SeqCst)))
     }
 
     /// The registers of a vCPU of this node when it last stopped.

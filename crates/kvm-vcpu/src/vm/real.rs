@@ -12,6 +12,7 @@ use super::outside::{Io, IoData, Stop};
 use super::private::PORT_RESET;
 use super::run_page::RunPage;
 use crate::bus::Space;
+use crate::paging::Root;
 
 /// What is left to do after an exit, once the exit's own data is no longer borrowed.
 enum Next {
@@ -54,6 +55,11 @@ fn run_until_told(
         if let Err(error) = common.tsc.look(&mut seen.tsc, seat.vcpu, fd) {
             common.outside.failed(seat.vcpu, report(&error));
             return false;
+        }
+        if seat.root_wanted.swap(false, Ordering::SeqCst)
+            && let Ok(sregs) = fd.get_sregs()
+        {
+            seat.root.store(Root::of(&sregs).map_or(0, Root::pack), Ordering::SeqCst);
         }
         match enter(common, seat, fd, &mut seen.halts) {
             Next::Enter => {}

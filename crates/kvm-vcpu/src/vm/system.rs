@@ -30,6 +30,10 @@ pub struct Limits {
     /// An Intel processor marks pages of nested page tables as used, so that its walk of a guest's page
     /// table asks to write that (SDM vol. 3, 29.3.5). `kvm_intel.eptad=0` has it not do so.
     pub ept_marks_pages: bool,
+    /// The processor's walks of a guest's page tables ask to write these, though they mostly store
+    /// nothing: always with AMD's nested paging (APM vol. 2, 15.25.6), and where
+    /// [`Limits::ept_marks_pages`].
+    pub walks_write: bool,
 }
 
 /// Whether a parameter of a kernel module that may be absent is on.
@@ -106,12 +110,14 @@ impl Kvm {
         }
         check_needed(|number| kvm.check_extension_raw(number.into()))?;
         let has = |number: u32| kvm.check_extension_raw(number.into()).max(0);
+        let ept_marks_pages = is_on("/sys/module/kvm_intel/parameters/eptad");
         let limits = Limits {
             vcpus_max: kvm.get_max_vcpus().min(kvm.get_max_vcpu_id()),
             halt_in_guest: has(KVM_CAP_X86_DISABLE_EXITS) & KVM_X86_DISABLE_EXITS_HLT as i32 != 0,
             tsc_scaling: has(KVM_CAP_TSC_CONTROL) != 0,
             enforces_pv_cpuid: has(KVM_CAP_ENFORCE_PV_FEATURE_CPUID) != 0,
-            ept_marks_pages: is_on("/sys/module/kvm_intel/parameters/eptad"),
+            ept_marks_pages,
+            walks_write: ept_marks_pages || is_on("/sys/module/kvm_amd/parameters/npt"),
         };
         Ok(Self { kvm, limits })
     }
