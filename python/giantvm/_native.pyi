@@ -229,6 +229,7 @@ class NativeVm:
         hide: list[str],
         overcommit: bool,
         tsc: str,
+        walk_shared: bool | None,
         kvm: str,
         profile: bool,
         timeout_ms: int | None,

@@ -70,6 +70,10 @@ class Table:
             raise ConfigError(f"{self._where}: {key} must be true or false, not {value!r}")
         return value
 
+    def optional_flag(self, key: str) -> bool | None:
+        """A truth value, or `None` where nothing is said."""
+        return self.flag(key) if key in self._table else None
+
     def items(self, key: str) -> list[object]:
         """An array, empty by default."""
         value = self._table.get(key, [])

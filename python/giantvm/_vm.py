@@ -361,6 +361,7 @@ def _native(node: Node, spec: VmSpec, timeout_s: float | None) -> NativeVm:
         list(spec.hide),
         spec.overcommit,
         spec.tsc,
+        spec.walk_shared,
         spec.kvm,
         spec.profile,
         milliseconds(timeout_s),

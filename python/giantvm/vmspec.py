@@ -172,6 +172,11 @@ class VmSpec:
     tsc: TscSource = "hosts"
     """`hosts`: the counters of different hosts drift apart, and are kept together. `shared`: they
     count one source. `nodes`: like `hosts`, with every node taken for a host, for tests."""
+    walk_shared: bool | None = None
+    """Whether page tables of the guest are writable at several nodes at once as long as nobody
+    stores to them: right only for a guest that keeps nothing else in their pages, as Linux does.
+    By default, where a host's processor asks to write page tables that it only walks, and the
+    kernel is a bzImage."""
     kvm: str = "/dev/kvm"
     """The device file of KVM."""
     profile: bool = False
@@ -246,6 +251,7 @@ def parse_vm(entry: object, directory: Path, parse_size: Callable[[str], int]) -
         hide=tuple(table.texts("hide")),
         overcommit=table.flag("overcommit"),
         tsc=tsc,  # type: ignore[arg-type]
+        walk_shared=table.optional_flag("walk_shared"),
         kvm=table.text("kvm", "/dev/kvm"),
         profile=table.flag("profile"),
     )
@@ -254,7 +260,7 @@ def parse_vm(entry: object, directory: Path, parse_size: Callable[[str], int]) -
 _VM_KEYS: Final = {
     *("name", "memory", "vcpus", "kernel", "cmdline", "initrd", "modules", "kernel_format"),
     *("disk", "net", "console", "rng"),
-    *("platform", "device", "hide", "overcommit", "tsc", "kvm", "profile"),
+    *("platform", "device", "hide", "overcommit", "tsc", "walk_shared", "kvm", "profile"),
 }
 _DEVICE_KEYS: Final = {"name", "home", "model", "ranges", "doorbells", "options"}
 

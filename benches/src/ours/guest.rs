@@ -186,6 +186,7 @@ fn vm_spec(spec: &Spec) -> VmSpec {
         hide: Vec::new(),
         overcommit: false,
         tsc: TscSource::Hosts,
+        walk_shared: None,
         kvm: Kvm::PATH.into(),
     }
 }

@@ -172,7 +172,8 @@ fn tsc_source(name: &str) -> PyResult<TscSource> {
 impl NativeVm {
     #[new]
     #[pyo3(signature = (node, name, memory_bytes, vcpus, kernel, kernel_format, cmdline, initrd,
-        modules, platform, devices, virtio, hide, overcommit, tsc, kvm, profile, timeout_ms))]
+        modules, platform, devices, virtio, hide, overcommit, tsc, walk_shared, kvm, profile,
+        timeout_ms))]
     #[expect(clippy::too_many_arguments, reason = "the description, one by one")]
     fn new(
         py: Python<'_>,
@@ -191,6 +192,7 @@ impl NativeVm {
         hide: Vec<String>,
         overcommit: bool,
         tsc: &str,
+        walk_shared: Option<bool>,
         kvm: PathBuf,
         profile: bool,
         timeout_ms: Option<u64>,
@@ -209,6 +211,7 @@ impl NativeVm {
             hide,
             overcommit,
             tsc: tsc_source(tsc)?,
+            walk_shared,
             kvm,
         };
         let (queue, console) = (DeviceQueue::new(), ConsoleOutput::new());

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
+#[cfg(feature = "mutations")]
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
@@ -210,6 +212,17 @@ impl Drop for Hold<'_> {
     }
 }
 
+/// See [`seed`].
+#[cfg(feature = "mutations")]
+static SEEDED: OnceLock<Mutation> = OnceLock::new();
+
+/// Has every region that this process opens from now on make a mistake: shows that tests of whole
+/// programs notice it. The first call counts.
+#[cfg(feature = "mutations")]
+pub fn seed(mutation: Mutation) {
+    let _ = SEEDED.set(mutation);
+}
+
 impl Engine {
     /// Starts the workers. `events` is called on their threads.
     ///
@@ -349,7 +362,7 @@ impl Engine {
             homes: Homes::spread(pages, LEASE_PAGES, &spec.shares),
             features: spec.features,
             #[cfg(feature = "mutations")]
-            mutation: None,
+            mutation: SEEDED.get().copied(),
         }
     }
 

@@ -26,6 +26,8 @@ mod watch;
 mod worker;
 mod world;
 
+#[cfg(feature = "mutations")]
+pub use handle::seed;
 pub use handle::{Engine, EngineConfig, EngineError, EngineEvent, HoldError, RegionSpec};
 pub use observe::{Observed, Observer};
 pub use pace::{Nudge, Pace};

@@ -85,7 +85,7 @@ pub enum MemoryError {
     /// Two nodes have changed the same word of a page that they share because it is a page table.
     #[error(
         "word {} of page {} of region {region:?} was made {:#x} at one node and {:#x} at another: \
-         the guest keeps more than page tables there; switch walk-shared pages off",
+         the guest keeps more than page tables there; have it started with walk_shared = false",
         conflict.index, conflict.page.0, conflict.one, conflict.other
     )]
     Conflict {

@@ -77,6 +77,7 @@ fn spec(options: &Options) -> VmSpec {
         hide: options.hide.clone(),
         overcommit: true,
         tsc: options.tsc,
+        walk_shared: options.walk_shared,
         kvm: "/dev/kvm".into(),
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Options {
     pub(crate) result: Option<PathBuf>,
     pub(crate) tsc: TscSource,
     pub(crate) virtio: Vec<VirtioSpec>,
+    /// Whether page tables are walk-shared, if that is not to be found out.
+    pub(crate) walk_shared: Option<bool>,
     /// Find out where the guest waits for pages.
     pub(crate) profile: bool,
     /// How often a line tells what the memory has done so far.
@@ -37,6 +39,7 @@ vm_node INDEX ADDRESS,ADDRESS,... VCPU_NODE,VCPU_NODE,... MIB KERNEL INITRD|- CM
     --tsc=hosts|shared|nodes    what the hosts' time-stamp counters count
     --virtio=DEVICE      disk:NAME:HOME:PATH, cdrom:NAME:HOME:PATH (only read), net:NAME:HOME:TAP:QUEUES,
                          console:NAME:HOME (its output is the node's), rng:NAME:HOME; may be repeated
+    --walk-shared=1|0    page tables that nobody stores to are writable on several nodes at once, or not
     --profile=1          tell at the end where the guest waited for pages
     --report-ms=5000     tell so often what the memory has done so far
     --heartbeat-ms=500   --timeout-ms=20000";
@@ -61,6 +64,7 @@ impl Options {
             result: None,
             tsc: TscSource::Hosts,
             virtio: Vec::new(),
+            walk_shared: None,
             profile: false,
             report: Duration::from_secs(5),
             heartbeat: Duration::from_millis(500),
@@ -80,6 +84,9 @@ impl Options {
                     }
                 }
                 "--virtio" => options.virtio.push(virtio(value)?),
+                "--walk-shared" => options.walk_shared = Some(value == "1"),
+                #[cfg(feature = "mutations")]
+                "--mistake" => dsm_core::engine::seed(mistake(value)?),
                 "--profile" => options.profile = value == "1",
                 "--report-ms" => options.report = Duration::from_millis(number(value)?),
                 "--heartbeat-ms" => options.heartbeat = Duration::from_millis(number(value)?),
@@ -88,6 +95,17 @@ impl Options {
             }
         }
         Ok(options)
+    }
+}
+
+/// What a region can be made to do wrong.
+#[cfg(feature = "mutations")]
+fn mistake(name: &str) -> Result<dsm_core::protocol::Mutation, String> {
+    use dsm_core::protocol::Mutation;
+    match name {
+        "no-flush" => Ok(Mutation::WalkWithoutFlush),
+        "no-proof" => Ok(Mutation::WalkWithoutProof),
+        _ => Err(format!("{name:?} is no mistake that is known here: no-flush, no-proof")),
     }
 }
 

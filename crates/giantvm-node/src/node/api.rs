@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dsm_core::engine::{Engine, EngineEvent, HoldError, Nudge, Observer, Pace, RegionStats};
+use dsm_core::engine::{
+    Engine, EngineEvent, Flushed, HoldError, Nudge, Observer, Pace, PageTables, RegionStats,
+};
 use dsm_core::pages::RegionMemory;
 use dsm_core::report::chain;
 use dsm_core::transport::{Listener, Stream};
@@ -26,6 +28,8 @@ use crate::membership::etcd::EtcdMembership;
 use crate::membership::{ConfigError, Machine, Membership};
 use crate::sync::{Outcome, SyncError, SyncName, SyncOp, SyncRequest};
 
+/// How often a page table comes back unchanged before it is walk-shared: once may be by chance.
+const UNCHANGED: u8 = 2;
 /// How often a waiting call looks whether its caller was interrupted.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a cancelled wait may take to end; reached only if a home does not answer.
@@ -631,6 +635,18 @@ impl Region {
         self.node.engine.outrank();
     }
 
+    /// Has the guest's page tables be walk-shared, once they came back unchanged so often. Says whether
+    /// they will be: all nodes must have been asked before any uses the region.
+    pub(crate) fn share_walked(&self, tables: &Arc<dyn PageTables>) -> bool {
+        let shares = self.node.engine.share_walked(self.region, UNCHANGED, tables);
+        shares.unwrap_or(false)
+    }
+
+    /// What tells other nodes of this one's stores to walk-shared pages.
+    pub(crate) fn flusher(&self) -> Flusher {
+        Flusher { engine: Arc::clone(&self.node.engine), region: self.region }
+    }
+
     /// Has `observer` told of the region's faults and pages on this node.
     pub(crate) fn observe(&self, observer: Observer) {
         self.node.engine.observe(self.region, Some(observer));
@@ -687,6 +703,25 @@ impl Region {
     /// Ends a hold, once.
     pub fn release(&self, hold: ThreadId) {
         self.node.engine.release(self.region, hold);
+    }
+}
+
+/// Tells other nodes of this one's stores to the walk-shared pages of a region.
+pub(crate) struct Flusher {
+    engine: Arc<Engine>,
+    region: RegionId,
+}
+
+impl Flusher {
+    /// Whether there may be stores to tell of.
+    pub(crate) fn must_flush(&self) -> bool {
+        self.engine.must_flush()
+    }
+
+    /// Calls `then` when what this thread stored, or saw of what other threads here did, is in force
+    /// everywhere; in the order of the calls. Returns at once.
+    pub(crate) fn flush(&self, then: Flushed) {
+        self.engine.flush(self.region, then);
     }
 }
 

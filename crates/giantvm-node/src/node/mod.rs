@@ -16,6 +16,7 @@ mod lost;
 mod regions;
 mod status;
 
+pub(crate) use api::Flusher;
 pub use api::{Node, NodeError, Patience, Region};
 pub use config::{NodeConfig, NodeSpec};
 pub(crate) use driver::lock;

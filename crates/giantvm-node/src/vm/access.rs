@@ -100,7 +100,7 @@ impl Slots {
 /// What carries out the accesses of this node's vCPUs.
 pub(super) struct Accesses<'a> {
     pub(super) bus: &'a Bus,
-    pub(super) post: &'a Post,
+    pub(super) post: &'a Arc<Post>,
     pub(super) slots: &'a Arc<Slots>,
     pub(super) generation: u32,
 }

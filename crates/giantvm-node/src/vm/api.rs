@@ -26,7 +26,7 @@ use super::exchange::Exchange;
 use super::hub::Hub;
 use super::lifecycle::{Ask, Lifecycle, VmState, Watch};
 use super::maker::Maker;
-use super::message::{Join, Outcome};
+use super::message::{Join, Outcome, Walks};
 use super::platform::{self, Console, Parts};
 use super::post::Post;
 use super::profile::Profile;
@@ -179,10 +179,16 @@ impl Vm {
             return Err(failed(format!("{asked} vCPUs; this host's KVM takes at most {most}")));
         }
         advise(kvm.limits(), nodes);
+        let format = spec.image.as_ref().and_then(|image| image.format);
         let join = Join {
             digest: spec.digest(),
             cpuid: supported(&kvm).map_err(failed)?,
             clock: host_clock(&kvm, spec.tsc, me).map_err(failed)?,
+            walks: Walks {
+                write: kvm.limits().walks_write,
+                linux: image.as_ref().is_some_and(|image| image.is_linux(format)),
+                one_worker: node.config().workers == 1,
+            },
         };
         let region_name = format!("vm:{}", spec.name);
         let region = node.region(&region_name, Some(spec.ram_bytes), spec.overcommit, patience)?;
@@ -203,6 +209,7 @@ impl Vm {
         let link_failed = node.vm_link_failed();
         let watched = epoll.try_clone().map_err(io)?;
         let post = Post::new(senders, watched, Box::new(link_failed.clone())).map_err(io)?;
+        let post = Arc::new(post);
         let id = |index| NodeId::new(index).ok_or_else(|| failed("too many nodes".into()));
         let hub = Arc::new(Hub::new(id(me)?, id(spec.platform_home)?, checked.node_of, post));
         let clock = Arc::new(Clock::new());
@@ -264,6 +271,7 @@ impl Vm {
             events: received,
             watch: Arc::clone(&watch),
             maker,
+            memory: region.clone(),
             names: node.config().nodes.iter().map(|node| node.name.clone()).collect(),
             joins,
             generation: 0,

@@ -23,7 +23,7 @@ pub(super) struct Hub {
     ioapic_home: NodeId,
     /// The node of each vCPU.
     node_of: Vec<NodeId>,
-    pub(super) post: Post,
+    pub(super) post: Arc<Post>,
     machine: Mutex<Option<Arc<Machine>>>,
     generation: AtomicU32,
     ioapic: Mutex<IoapicHome>,
@@ -70,7 +70,12 @@ struct Work {
 }
 
 impl Hub {
-    pub(super) fn new(me: NodeId, ioapic_home: NodeId, node_of: Vec<NodeId>, post: Post) -> Self {
+    pub(super) fn new(
+        me: NodeId,
+        ioapic_home: NodeId,
+        node_of: Vec<NodeId>,
+        post: Arc<Post>,
+    ) -> Self {
         Self {
             me,
             ioapic_home,

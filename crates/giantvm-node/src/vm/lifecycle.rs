@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use dsm_core::engine::PageTables;
 use dsm_core::pages::sigbus::survive_lost_memory;
 use dsm_core::types::NodeId;
 use kvm_vcpu::devices::MachineEvent;
@@ -20,8 +21,9 @@ use kvm_vcpu::devices::MachineEvent;
 use super::clock::{self, ClockThread, HostClock};
 use super::core::{Core, Event};
 use super::maker::Maker;
-use super::message::{Join, Order, Outcome, VmMessage};
-use crate::node::lock;
+use super::message::{Join, Order, Outcome, VmMessage, Walks};
+use super::tables::GuestTables;
+use crate::node::{Region, lock};
 
 /// How often vCPUs that were found halted are woken, in case one was not.
 const REVIVE: Duration = Duration::from_millis(250);
@@ -146,6 +148,7 @@ pub(super) struct Lifecycle {
     pub(super) events: Receiver<Event>,
     pub(super) watch: Arc<Watch>,
     pub(super) maker: Maker,
+    pub(super) memory: Region,
     pub(super) names: Vec<String>,
     pub(super) joins: Vec<Option<Join>>,
     pub(super) generation: u32,
@@ -284,11 +287,39 @@ impl Lifecycle {
         if let Err(reason) = self.maker.agree(&joins, &self.names) {
             return self.fail(&reason);
         }
+        if let Err(reason) = self.share_walked(&joins) {
+            return self.fail(&reason);
+        }
         let clocks: Vec<&HostClock> = joins.iter().map(|join| &join.clock).collect();
         match clock::start(&self.core, &clocks, self.maker.spec.tsc, self.me) {
             Ok(thread) => self.clock = thread,
             Err(reason) => self.fail(&reason),
         }
+    }
+
+    /// Has the guest's page tables be walk-shared, if that is wanted: all nodes come to the same.
+    fn share_walked(&self, joins: &[&Join]) -> Result<(), String> {
+        let wanted = self.maker.spec.walk_shared;
+        let any = |what: fn(&Walks) -> bool| joins.iter().any(|join| what(&join.walks));
+        if joins.len() == 1 || !wanted.unwrap_or(any(|it| it.write) && any(|it| it.linux)) {
+            return Ok(());
+        }
+        if let Some(node) = joins.iter().position(|join| !join.walks.one_worker) {
+            let name = self.names.get(node).map_or("?", String::as_str);
+            return match wanted {
+                Some(true) => Err(format!(
+                    "walk_shared needs a node's memory in one hand, and node {name} has several \
+                     workers: set workers = 1"
+                )),
+                _ => Ok(()),
+            };
+        }
+        let hub = Arc::downgrade(&self.core.hub);
+        let tables: Arc<dyn PageTables> = Arc::new(GuestTables::new(hub, &self.maker.layout));
+        if self.memory.share_walked(&tables) {
+            self.core.hub.post.wait_for_stores(self.memory.flusher());
+        }
+        Ok(())
     }
 
     fn make(&mut self) {

@@ -62,6 +62,19 @@ pub(super) struct Join {
     pub(super) cpuid: Vec<u8>,
     /// Its host's time-stamp counter.
     pub(super) clock: HostClock,
+    /// What it has to say on walk-shared pages.
+    pub(super) walks: Walks,
+}
+
+/// What a node knows of the guest's page tables, for all to decide whether they are walk-shared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Walks {
+    /// Its host's processor, when it walks them, asks to write them.
+    pub(super) write: bool,
+    /// It starts the guest, and that is a Linux.
+    pub(super) linux: bool,
+    /// Its part of the memory has one worker, which can compare all pages at once.
+    pub(super) one_worker: bool,
 }
 
 /// What node 0 tells all others to do.
@@ -150,6 +163,12 @@ mod kind {
 }
 
 impl VmMessage {
+    /// Whether what the receiver does then may look at memory that the sender's guest has stored to.
+    /// Not so for what only measures time, and is wrong if it waits.
+    pub(super) fn waits_for_stores(&self) -> bool {
+        !matches!(self, Self::TimeAsk { .. } | Self::TimeTell { .. })
+    }
+
     /// Appends the message to `out`.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut w = Writer::default();
@@ -242,6 +261,8 @@ impl VmMessage {
                 w.u8(kind::JOIN);
                 w.u64(join.digest);
                 encode_clock(&join.clock, &mut w);
+                let Walks { write, linux, one_worker } = join.walks;
+                [write, linux, one_worker].into_iter().for_each(|it| w.bool(it));
                 w.blob(&join.cpuid);
             }
             Self::Ready { generation, failed } => {
@@ -320,6 +341,11 @@ impl VmMessage {
             kind::JOIN => Self::Join(Join {
                 digest: r.u64("digest")?,
                 clock: clock(&mut r)?,
+                walks: Walks {
+                    write: r.bool("write")?,
+                    linux: r.bool("linux")?,
+                    one_worker: r.bool("one_worker")?,
+                },
                 cpuid: r.blob(CPUID_BYTES_MAX, "cpuid")?.to_vec(),
             }),
             kind::READY => Self::Ready {
@@ -529,11 +555,17 @@ mod tests {
                 error_ns: 77,
             },
             VmMessage::TimeSet { setting: TscSetting { khz: None, offset: 5 }, error_ns: 0 },
-            VmMessage::Join(Join { digest: 3, cpuid: vec![1; 50], clock: clock.clone() }),
+            VmMessage::Join(Join {
+                digest: 3,
+                cpuid: vec![1; 50],
+                clock: clock.clone(),
+                walks: Walks::default(),
+            }),
             VmMessage::Join(Join {
                 digest: 3,
                 cpuid: Vec::new(),
                 clock: HostClock { scaler: None, ..clock },
+                walks: Walks { write: true, linux: false, one_worker: true },
             }),
             VmMessage::Ready { generation, failed: None },
             VmMessage::Ready { generation, failed: Some(text()) },

@@ -34,6 +34,7 @@ mod profile;
 mod queue;
 mod ram;
 mod spec;
+mod tables;
 mod virtio;
 
 pub use api::{BusClaim, ConsoleSink, Interrupts, Vm, VmError, VmOptions, VmReport};

@@ -1,7 +1,8 @@
 //! Sending to the other nodes, from any thread, without waiting for another.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
 
 use dsm_core::report::chain;
 use dsm_core::transport::{Class, Flush, SendHalf};
@@ -10,7 +11,7 @@ use dsm_core::wire::{self, ControlKind};
 use rustix::event::epoll;
 
 use super::message::VmMessage;
-use crate::node::lock;
+use crate::node::{Flusher, lock};
 
 /// Frames of a virtual machine; see docs/wire.md.
 pub(super) const VM_KIND: u8 = 0x42;
@@ -29,6 +30,10 @@ pub(super) struct Post {
     epoll: OwnedFd,
     /// Called with a peer whose connection failed.
     failed: Box<dyn Fn(NodeId, String) + Send + Sync>,
+    /// Knows what other nodes have not been told of this one's stores, if there may be such.
+    stores: OnceLock<Flusher>,
+    /// Messages that wait for that.
+    behind: AtomicUsize,
 }
 
 impl Post {
@@ -47,14 +52,45 @@ impl Post {
         }
         let peer = |half| Peer { waiting: Mutex::default(), sender: Mutex::new(half) };
         let peers = halves.into_iter().map(|half| half.map(peer)).collect();
-        Ok(Self { peers, epoll, failed })
+        let (stores, behind) = (OnceLock::new(), AtomicUsize::new(0));
+        Ok(Self { peers, epoll, failed, stores, behind })
     }
 
     /// See [`Post::new`].
     pub(super) const WRITABLE: u64 = 1 << 32;
 
+    /// From now on messages leave only when the other nodes see what was stored before.
+    pub(super) fn wait_for_stores(&self, stores: Flusher) {
+        let _ = self.stores.set(stores);
+    }
+
     /// Sends to one node; to this one, or one without a connection, nothing.
-    pub(super) fn send(&self, to: NodeId, message: &VmMessage) {
+    ///
+    /// Messages of one thread arrive in the order of its calls, but for those that measure time, which
+    /// wait for nothing.
+    pub(super) fn send(self: &Arc<Self>, to: NodeId, message: &VmMessage) {
+        if !self.peers.get(to.index()).is_some_and(Option::is_some) {
+            return;
+        }
+        match self.stores.get() {
+            Some(stores) if message.waits_for_stores() && self.must_wait(stores) => {
+                self.behind.fetch_add(1, Ordering::SeqCst);
+                let (post, message) = (Arc::clone(self), message.clone());
+                stores.flush(Box::new(move || {
+                    post.send_now(to, &message);
+                    post.behind.fetch_sub(1, Ordering::SeqCst);
+                }));
+            }
+            _ => self.send_now(to, message),
+        }
+    }
+
+    /// Whether there are stores to wait for, or messages that do, which none may overtake.
+    fn must_wait(&self, stores: &Flusher) -> bool {
+        self.behind.load(Ordering::SeqCst) > 0 || stores.must_flush()
+    }
+
+    fn send_now(&self, to: NodeId, message: &VmMessage) {
         let Some(peer) = self.peers.get(to.index()).and_then(Option::as_ref) else { return };
         let mut frame = Vec::with_capacity(64);
         let encoded = ControlKind::new(VM_KIND)
@@ -67,7 +103,7 @@ impl Post {
     }
 
     /// Sends to all other nodes.
-    pub(super) fn broadcast(&self, message: &VmMessage) {
+    pub(super) fn broadcast(self: &Arc<Self>, message: &VmMessage) {
         for (index, peer) in self.peers.iter().enumerate() {
             if let (Some(_), Some(node)) = (peer, NodeId::new(index)) {
                 self.send(node, message);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use kvm_vcpu::boot::layout::{IOAPIC_ADDRESS, Layout};
-use kvm_vcpu::boot::{File, Format, Module};
+use kvm_vcpu::boot::{File, Format, Module, detect};
 use kvm_vcpu::bus::{Range, Space};
 use kvm_vcpu::cpuid::Feature;
 use kvm_vcpu::vm::VcpuId;
@@ -91,6 +91,10 @@ pub struct VmSpec {
     pub overcommit: bool,
     /// What the hosts' time-stamp counters count.
     pub tsc: TscSource,
+    /// Whether pages that are page tables of the guest, and that nobody stores to, are writable at
+    /// several nodes at once: the guest must keep nothing but page tables in these pages. None: where
+    /// walks of page tables count as writes and the guest is a Linux.
+    pub walk_shared: Option<bool>,
     /// The device file of KVM.
     pub kvm: PathBuf,
 }
@@ -179,8 +183,14 @@ impl VmSpec {
         let places: Vec<usize> = self.vcpus.iter().map(|vcpu| vcpu.node).collect();
         let virtio = virtio::agreed(&self.virtio);
         let text = format!(
-            "{:?}\0{}\0{places:?}\0{}\0{:?}\0{virtio}\0{:?}\0{:?}\0{IOAPIC_ADDRESS}",
-            self.name, self.ram_bytes, self.platform_home, self.devices, self.hide, self.tsc
+            "{:?}\0{}\0{places:?}\0{}\0{:?}\0{virtio}\0{:?}\0{:?}\0{:?}\0{IOAPIC_ADDRESS}",
+            self.name,
+            self.ram_bytes,
+            self.platform_home,
+            self.devices,
+            self.hide,
+            self.tsc,
+            self.walk_shared
         );
         xxh3_64(text.as_bytes())
     }
@@ -216,6 +226,12 @@ impl Image {
             initrd: spec.initrd.as_ref().map(read).transpose()?,
             modules: spec.modules.iter().map(module).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// Whether the kernel is one that Linux distributions ship.
+    pub(super) fn is_linux(&self, format: Option<Format>) -> bool {
+        let format = format.map_or_else(|| detect(self.kernel()), Ok);
+        format.is_ok_and(|format| format == Format::Linux)
     }
 
     pub(super) fn kernel(&self) -> File<'_> {

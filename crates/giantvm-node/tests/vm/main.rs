@@ -154,6 +154,7 @@ fn spec(guest: &Path, places: &[usize], cmdline: &str) -> VmSpec {
         hide: Vec::new(),
         overcommit: false,
         tsc: TscSource::Hosts,
+        walk_shared: None,
         kvm: "/dev/kvm".into(),
     }
 }
