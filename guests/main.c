@@ -27,6 +27,7 @@ static const struct {
     {"sort", test_sort},
     {"pages", test_pages},
     {"many", test_many},
+    {"walks", test_walks},
 };
 
 /* At CPL 3 on CPU 0. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -9,11 +10,16 @@ import pytest
 
 from guest_nodes import EXIT_LOST, GuestRun, built
 from testbed import MissingError, Testbed
-from testbed.channel import Process
-from testbed.guest_run import Programs, told
+from testbed.channel import Process, Result
+from testbed.guest_run import Programs, build_mistaken, told
+
+Stats = dict[str, int]
+"""Counters of a region: docs/operations.md."""
 
 HOSTS_S = 900.0
-"""Far more than any guest takes on such hosts."""
+"""Far more than any guest takes on such hosts, with small counts."""
+LONG_S = 6000.0
+"""The same with large ones: 10,000 interrupts of each kind take a quarter of an hour."""
 PORT = 7100
 APART_S = 5.0
 
@@ -43,19 +49,27 @@ def install(bed: Testbed, programs: Programs) -> None:
             host.copy_in(file, f"/tmp/{name}")
 
 
-def start(bed: Testbed, places: str, test: str, *, timeout_ms: int = 20_000) -> list[Process]:
-    """Begins the guest; the process of each node."""
+def start(
+    bed: Testbed,
+    places: str,
+    test: str,
+    *more: str,
+    timeout_ms: int = 20_000,
+    program: str = "vm_node",
+) -> list[Process]:
+    """Begins the guest; the process of each node. `more` are further options of `program`."""
     addresses = ",".join(f"10.0.0.{index + 1}:{PORT}" for index in range(len(bed.hosts)))
     options = [
         f"--device={len(bed.hosts) - 1}",
         "--tsc=shared",
         f"--heartbeat-ms={timeout_ms // 10}",
         f"--timeout-ms={timeout_ms}",
+        *more,
     ]
     return [
         host.start(
             [
-                *("/tmp/vm_node", str(index), addresses, places, "64", "/tmp/guest.elf", "-"),
+                *(f"/tmp/{program}", str(index), addresses, places, "64", "/tmp/guest.elf", "-"),
                 *(test, *options),
             ]
         )
@@ -63,10 +77,10 @@ def start(bed: Testbed, places: str, test: str, *, timeout_ms: int = 20_000) -> 
     ][::-1]
 
 
-def said_there(bed: Testbed, places: str, test: str) -> str:
+def said_there(bed: Testbed, places: str, test: str, timeout_s: float = HOSTS_S) -> str:
     """What the guest says on the hosts."""
     nodes = start(bed, places, test)
-    statuses = [node.wait(HOSTS_S).status for node in nodes]
+    statuses = [node.wait(timeout_s).status for node in nodes]
     logs = "\n".join(node.stderr[-3000:] for node in nodes)
     assert statuses == [0] * len(nodes), f"{nodes[0].stdout}\n{logs}\nlogs: {bed.logs}"
     return told(nodes[0].stdout)
@@ -132,7 +146,56 @@ def test_larger_counts_on_two_hosts(
 ) -> None:
     with GuestRun(programs, [int(node) for node in places.split(",")], test) as here:
         expected = here.passed()
-    assert said_there(hosts, places, test) == expected
+    assert said_there(hosts, places, test, LONG_S) == expected
+
+
+WALKS = "test=walks count=60"
+
+
+def walked(bed: Testbed, *more: str, program: str = "vm_node") -> tuple[list[Result], list[Stats]]:
+    """How the nodes ended whose guest changes page tables that both walk, and what memory did."""
+    nodes = start(bed, "0,1", WALKS, "--walk-shared=1", *more, program=program)
+    ended = [node.wait(HOSTS_S) for node in nodes]
+    found = (re.findall(r"^\[n\d+ [\d.]+\] stats: (\{.*\})$", it.stderr, re.M) for it in ended)
+    return ended, [json.loads(lines[-1])["counters"] for lines in found if lines]
+
+
+@pytest.mark.timeout(1800)
+def test_page_tables_that_nobody_stores_to_stay_at_both_hosts(
+    hosts: Testbed, programs: Programs
+) -> None:
+    """The guest finds every change of an entry, and none is lost; other pages stay out of it."""
+    with GuestRun(programs, [0, 0], WALKS) as here:
+        expected = here.passed()
+    ended, counters = walked(hosts)
+    logs = "\n".join(node.stderr[-3000:] for node in ended)
+    assert [node.status for node in ended] == [0, 0], f"{ended[0].stdout}\n{logs}"
+    assert told(ended[0].stdout) == expected
+    home, other = counters
+    tables = 4
+    assert home["walk_entered"] >= tables, counters
+    assert other["walk_joined"] >= tables, counters
+    # Both have told of stores.
+    assert min(home["walk_words"], other["walk_words"]) > 0, counters
+    # The false table was wanted by both all the time.
+    assert home["walk_refused"] + other["walk_refused"] > 0, counters
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mistake", ["no-flush", "no-proof"])
+def test_the_guest_notices_a_mistake_with_walk_shared_pages(hosts: Testbed, mistake: str) -> None:
+    """Negative controls: changes that overtake what tells of them, pages that are no tables."""
+    program = build_mistaken()
+    for host in hosts.hosts:
+        host.copy_in(program, f"/tmp/{program.name}")
+    ended, _ = walked(hosts, f"--mistake={mistake}", program=program.name)
+    assert ended[0].status != 0, ended[0].stdout
+    noticed = {
+        "no-flush": "FAILED: walks: change",
+        "no-proof": "word 0 of page .* the guest keeps more",
+    }
+    told_of = "\n".join(it.stdout + it.stderr for it in ended)
+    assert re.search(noticed[mistake], told_of), told_of[-6000:]
 
 
 LOST = re.compile(r"\[n0 [\d.]+\] ended: Lost \{ reason: \"node n1 is lost: .+\" \}")

@@ -30,3 +30,4 @@ void test_matrix(void);
 void test_sort(void);
 void test_pages(void);
 void test_many(void);
+void test_walks(void);

@@ -62,6 +62,17 @@ def build() -> Programs:
     return Programs(target / "release" / "examples" / "vm_node", target / "guests" / "guest.elf")
 
 
+def build_mistaken() -> Path:
+    """Brings the build of the host program up to date that can be given a mistake."""
+    target = directory().parent
+    cargo = ["cargo", "build", "--quiet", "--release", "--locked", "-p", "giantvm-node"]
+    command = [*cargo, "--features", "mutations", "--example", "vm_node_mistaken"]
+    environment = os.environ | {"CARGO_TARGET_DIR": str(target)}
+    what = f"`{' '.join(command)}` failed"
+    checked(command, what, cwd=ROOT, env=environment, timeout_s=_BUILD_S)
+    return target / "release" / "examples" / "vm_node_mistaken"
+
+
 def script(nodes: Sequence[int], addresses: Sequence[str], tests: Sequence[str] = TESTS) -> str:
     """The commands that run some nodes of a guest, test after test; node 0 prints its console.
 
