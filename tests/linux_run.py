@@ -152,17 +152,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m linux_run", description=__doc__)
     parser.add_argument("machines", nargs="*", help=f"of {', '.join(PLACES)}; all by default")
     parser.add_argument("--options", default=SCHEDULING, help="for the guest's kernel")
+    parser.add_argument("--walk-shared", choices=("0", "1"), help="page tables are; else as found")
     options = parser.parse_args(argv)
     names = options.machines or list(PLACES)
     if unknown := [name for name in names if name not in PLACES]:
         parser.error(f"{', '.join(unknown)}: known are {', '.join(PLACES)}")
+    shared = options.walk_shared
+    node_options = [] if shared is None else [f"--walk-shared={shared}"]
     print(HEADER, flush=True)
     for name in names:
         places = PLACES[name]
         try:
             with tempfile.TemporaryDirectory() as work, Testbed(max(places) + 1) as bed:
                 put(bed.hosts, Path(work))
-                ran = run(bed.hosts, places, options.options)
+                ran = run(bed.hosts, places, options.options, node_options=node_options)
         except TestbedError as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 1

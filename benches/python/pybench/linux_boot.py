@@ -1,4 +1,6 @@
-"""Debian's kernel as one machine of two processors, on one host of the testbed and on two."""
+"""Debian's kernel as one machine of two processors, on one host of the testbed and on two, with
+walk-shared page tables and without.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +39,7 @@ class Machine:
 MACHINES: Final = {
     "one host": Machine(linux_run.PLACES["one-node"]),
     "two hosts": Machine(linux_run.PLACES["two-hosts"]),
+    "two hosts, not walk-shared": Machine(linux_run.PLACES["two-hosts"], ["--walk-shared=0"]),
 }
 
 
@@ -70,16 +73,27 @@ def linux_boot(batches: Batches) -> Iterator[Row]:
     yield row("one host, to init", "s", [it.init_s for it in floor])
     yield row("one host, work", "s", [it.work_s for it in floor])
     for name, taken in boots.items():
-        init, work = [it.init_s for it in taken], [it.work_s for it in taken]
-        yield row(f"{name}, to init", "s", init, floor=[it.init_s for it in floor], goal=2.0)
-        yield row(f"{name}, work", "s", work, floor=[it.work_s for it in floor])
-        for kind in KINDS:
-            counts = [it.faults_to_init[kind] for it in taken]
-            yield row(f"{name}, {kind} to init", "faults", counts)
-        counts = [it.faults_first_node for it in taken]
-        yield row(f"{name}, node 0 in all", "faults", counts, goal=PROTOTYPE_FAULTS / 2)
-        shares = [it.unchanged for it in taken]
-        yield row(f"{name}, sent and unchanged", "%", shares, goal=5.0)
+        yield from over_two_hosts(name, taken, floor)
+
+
+def over_two_hosts(name: str, boots: Sequence[Boot], floor: Sequence[Boot]) -> Iterator[Row]:
+    """What boots over two hosts took and moved, against those on one."""
+
+    def goal(value: float) -> float | None:
+        # For what is so by default.
+        return value if name == "two hosts" else None
+
+    init, work = [it.init_s for it in boots], [it.work_s for it in boots]
+    one_init, one_work = [it.init_s for it in floor], [it.work_s for it in floor]
+    yield row(f"{name}, to init", "s", init, floor=one_init, goal=goal(2.0))
+    yield row(f"{name}, work", "s", work, floor=one_work)
+    for kind in KINDS:
+        counts = [it.faults_to_init[kind] for it in boots]
+        yield row(f"{name}, {kind} to init", "faults", counts)
+    faults = [it.faults_first_node for it in boots]
+    yield row(f"{name}, node 0 in all", "faults", faults, goal=goal(PROTOTYPE_FAULTS / 2))
+    unchanged = [it.unchanged for it in boots]
+    yield row(f"{name}, sent and unchanged", "%", unchanged, goal=goal(5.0))
 
 
 def row(
