@@ -171,7 +171,10 @@ fn hiding_xsave_hides_what_needs_it_and_its_leaf() {
 
 #[test]
 fn what_no_guest_may_see_is_gone_and_what_each_has_is_there() {
-    let leaves = vcpu(&of_two(|_| {}).unwrap(), 0, &[0]);
+    let both = of_two(|_| {}).unwrap();
+    assert!(both.has(feature("tsc_adjust")));
+    let leaves = vcpu(&both, 0, &[0]);
+    assert_eq!(leaves.get(7, 0).ebx & 1 << 1, 0, "TSC_ADJUST");
     let one = leaves.get(1, 0);
     assert_eq!(one.ecx & (1 << 3 | 1 << 5 | 1 << 27), 0, "MONITOR, VMX, OSXSAVE");
     assert_eq!(one.ecx >> 21 & 1, 1, "x2APIC");

@@ -95,8 +95,13 @@ fn processor(leaves: &mut Leaves) {
     // ARAT: the APIC timer runs in every state. Nothing else of power management.
     leaves.set(6, 0, Regs { eax: 1 << 2, ..Regs::default() });
     if leaves.has(7, 0) {
+        let structured = leaves.at(7, 0);
+        // TSC_ADJUST: the hosts keep the guest's clock, and a guest that moves it at one processor
+        // would see time go back at another. Linux also looks at that register whenever it idles,
+        // and at jiffies for that: two hosts would pass that page back and forth.
+        structured.ebx &= !(1 << 1);
         // OSPKE follows CR4, and KVM keeps it.
-        leaves.at(7, 0).ecx &= !(1 << 4);
+        structured.ecx &= !(1 << 4);
     }
     let extended = leaves.at(0x8000_0000, 0);
     extended.eax = extended.eax.max(0x8000_0008);
