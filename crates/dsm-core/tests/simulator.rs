@@ -150,6 +150,7 @@ fn features(random: &mut Random) -> Features {
         migratory: !random.one_in(4),
         unchanged: !random.one_in(4),
         check: true,
+        walks_write: random.one_in(4),
         walk_shared: None,
     }
 }

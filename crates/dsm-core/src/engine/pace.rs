@@ -32,6 +32,8 @@ pub struct Pace {
     pub spin: Duration,
     /// How long a thread has its pages after a fault, and between two nudges, before it is nudged.
     pub nudge: Duration,
+    /// The threads walk page tables that lie in these pages, which may count as writes.
+    pub walks: bool,
 }
 
 impl Pace {
@@ -43,6 +45,7 @@ impl Pace {
         look: Duration::from_micros(20),
         spin: Duration::from_micros(50),
         nudge: Duration::MAX,
+        walks: false,
     };
 
     /// vCPUs: between two faults of one instruction lie exits of the guest, the kernel's own page
@@ -62,6 +65,7 @@ impl Pace {
             look: 200 * call,
             spin: Duration::ZERO,
             nudge: 500 * call,
+            walks: true,
         }
     }
 }

@@ -300,6 +300,9 @@ impl Shard {
     pub(super) fn set_pace(&mut self, pace: Pace, nudge: Option<Arc<dyn Nudge>>) {
         self.watch.set_pace(pace);
         self.nudge = nudge;
+        if pace.walks {
+            self.protocol.set_walks_write();
+        }
     }
 
     /// See [`Pace`].

@@ -182,6 +182,8 @@ pub struct Features {
     pub unchanged: bool,
     /// Grants without data carry a fingerprint, and the receiver compares.
     pub check: bool,
+    /// Threads walk page tables that lie in these pages, and that may count as a write.
+    pub walks_write: bool,
     /// Page-table pages that came back unchanged so often are walk-shared; none: no page is. The same
     /// on all nodes. Off unless somebody can tell which pages those are, [`Effects::table`].
     pub walk_shared: Option<u8>,
@@ -196,6 +198,7 @@ impl Default for Features {
             migratory: true,
             unchanged: true,
             check: cfg!(debug_assertions),
+            walks_write: false,
             walk_shared: None,
         }
     }

@@ -324,7 +324,10 @@ impl Protocol {
                     self.settings.features.unchanged && fx.fingerprint(page) == fingerprint;
                 fx.left_modified(page, unchanged);
                 self.count_departure(page, unchanged);
-                self.convoys.left(page, !unchanged);
+                // Where walks count as writes, a page that was not written was walked.
+                if !self.settings.features.walks_write {
+                    self.convoys.left(page, !unchanged);
+                }
                 if unchanged {
                     self.counters.left_unchanged += 1;
                     // Whoever had it did not write it: it does not migrate.

@@ -87,14 +87,23 @@ impl Streams {
     }
 }
 
+/// Whom a page follows.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Leaders {
+    /// The first page of an episode, which tells of all that an instruction needs at once.
+    first: Page,
+    /// The one before, which tells of what is done often in a long episode. What follows it comes
+    /// along another time, so what is missed then follows it too.
+    last: Page,
+}
+
 /// Learns which pages a thread takes over together.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub(super) struct Convoys {
     /// Followers of each leader, with confidence.
     followers: BTreeMap<Page, Vec<(Page, u8)>>,
-    /// What each thread took over last in its running episode: the leader of what it takes next. That
-    /// comes along another time, so what is missed then has the same leader.
-    leaders: BTreeMap<ThreadId, Page>,
+    /// What each thread took over in its running episode.
+    leaders: BTreeMap<ThreadId, Leaders>,
     /// Pages that are here because of their leader, until they leave.
     came: BTreeMap<Page, Page>,
     requests: u32,
@@ -103,8 +112,14 @@ pub(super) struct Convoys {
 impl Convoys {
     /// `thread` takes over `page` from another node. Returns the pages to ask for with it.
     pub(super) fn take(&mut self, thread: ThreadId, page: Page) -> Vec<Page> {
-        if let Some(leader) = self.leaders.insert(thread, page).filter(|&leader| leader != page) {
-            self.learn(leader, page);
+        let leaders = self.leaders.entry(thread).or_insert(Leaders { first: page, last: page });
+        let Leaders { first, last } = *leaders;
+        leaders.last = page;
+        if first != page {
+            self.learn(first, page);
+        }
+        if last != page && last != first {
+            self.learn(last, page);
         }
         self.call(page)
     }

@@ -118,6 +118,7 @@ pub const PLAIN: Features = Features {
     migratory: false,
     unchanged: false,
     check: true,
+    walks_write: false,
     walk_shared: None,
 };
 
