@@ -46,6 +46,8 @@ class RegionStats:
     """Frames given back because this node had more than its share."""
     pages_held: int
     """Pages under `Region.hold` now."""
+    pages_walk_shared: int
+    """Of a guest's memory: page tables that are writable here and at other nodes now."""
     contended: tuple[tuple[int, int], ...]
     """The pages that left this node most often: (page, times), most first, at most ten."""
 
@@ -83,5 +85,6 @@ class RegionStats:
             invalidations=int(report["invalidations"]),
             pages_evicted=int(report["pages_evicted"]),
             pages_held=int(report["pages_held"]),
+            pages_walk_shared=int(report["pages_walk_shared"]),
             contended=tuple((int(page), int(count)) for page, count in report["contended"]),
         )

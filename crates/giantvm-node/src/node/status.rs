@@ -161,6 +161,7 @@ pub(super) fn render_stats(stats: &RegionStats) -> Value {
         "invalidations": counters.invalidations_received,
         "pages_evicted": counters.evicted,
         "pages_held": stats.pages_held,
+        "pages_walk_shared": stats.walk_shared,
         "holds": stats.holds,
         "holds_expired": stats.holds_expired,
         "metadata_bytes": stats.metadata_bytes,
