@@ -3,7 +3,8 @@
  * write, the host may keep such a page writable on all of these nodes; the guest must not notice.
  *
  * - settled: all CPUs walk tables in which nothing changes, until the host has made up its mind.
- * - handed: one CPU changes an entry and tells the next one, which must find the new page there.
+ * - handed: one CPU changes an entry and tells the next one, by a page and then by an interrupt, which must find the
+ *   new page there.
  * - together: all CPUs change entries of one table at once; none may be lost.
  * - marked: one CPU takes the marks of being accessed and dirty away, another one's walk must set them where all see it.
  * - counted: a page that is no table, looks like one and comes back as it went, is counted in by all CPUs; no count
@@ -17,6 +18,7 @@
 #define TABLE 0x27 /* accessed, user, writable, present */
 #define LEAF 0x67  /* the same, dirty */
 #define MARKS 0x60
+#define VECTOR_TURN VECTOR_MSI
 #define FRAMES 8
 #define SLOT 1UL /* of the first table: the 512 GiB where `walked` is mapped */
 #define MARK_ROUNDS 4
@@ -68,6 +70,22 @@ static void in_turn(u64 member, u64 rounds, void (*act)(u64 member, u64 round))
         wait_until(&turn.value, mine);
         act(member, round);
         store(&turn.value, mine + 1);
+    }
+    barrier_wait(&all, members);
+}
+
+/* The same, and nothing but an interrupt tells a CPU that it is its turn: no page goes along with that. */
+static void in_turn_by_interrupt(u64 member, u64 rounds, void (*act)(u64 member, u64 round))
+{
+    u64 first = count_of(ids[member], VECTOR_TURN);
+    barrier_wait(&all, members);
+    for (u64 round = 0; round < rounds; round++) {
+        /* The first turn is nobody's to tell of. */
+        u64 told = first + round + (member != 0);
+        for (u32 turns = 0; count_of(ids[member], VECTOR_TURN) < told;)
+            relax(&turns);
+        act(member, round);
+        ipi_send(ids[(member + 1) % members], ICR_FIXED | VECTOR_TURN);
     }
     barrier_wait(&all, members);
 }
@@ -155,6 +173,7 @@ static void run_walks(void *unused)
     in_turn(member, settle, walk_all);
     count_in();
     in_turn(member, (count + members - 1) / members, hand_over);
+    in_turn_by_interrupt(member, (count + members - 1) / members, hand_over);
     change_together(member);
     in_turn(member, MARK_ROUNDS, mark);
     use_page_map(page_map);
