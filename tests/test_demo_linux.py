@@ -50,8 +50,8 @@ $ cp /mnt/file /mnt/copy && sync && sha256sum /mnt/copy
 
 == a network
 
-$ ping -c 3 -W 20 198.18.7.1
-3 packets transmitted, 3 packets received, 0% packet loss
+$ ping -c 4 -W 20 198.18.7.1
+4 packets transmitted, 4 packets received, 0% packet loss
 
 $ wget -q -O - http://198.18.7.1/file | sha256sum
 {DIGEST}  -
@@ -79,7 +79,7 @@ def test_a_session_that_is_as_it_must_be() -> None:
         ("thread 1 on CPU 1, NUMA node 1", "thread 1 on CPU 0, NUMA node 0", "ran on CPU 1"),
         ("33860 primes", "33859 primes", "count all primes"),
         (f"{DIGEST}  /mnt/copy", f"{'cd' * 32}  /mnt/copy", "the disk takes a copy"),
-        ("3 packets received", "2 packets received", "packets come back"),
+        ("4 packets received", "2 packets received", "packets come back"),
         (f"{DIGEST}  -", "", "HTTP brings the file"),
     ],
 )
