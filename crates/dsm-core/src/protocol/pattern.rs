@@ -153,19 +153,18 @@ impl Convoys {
         self.came.insert(page, leader);
     }
 
-    /// `page` leaves; it was written, or it was not. Then it travelled for nothing, which a page that
-    /// is missed now and then would do as often as not: it must be missed anew.
+    /// `page` leaves; it was written, or it was not: then it travelled for nothing.
     pub(super) fn left(&mut self, page: Page, written: bool) {
         let Some(leader) = self.came.remove(&page) else { return };
         let Some(followers) = self.followers.get_mut(&leader) else { return };
-        if written {
-            let follower = followers.iter_mut().find(|(follower, _)| *follower == page);
-            if let Some((_, confidence)) = follower {
-                *confidence = (*confidence + 1).min(CONFIDENCE_MAX);
-            }
-        } else {
-            followers.retain(|&(follower, _)| follower != page);
+        let follower = followers.iter_mut().find(|(follower, _)| *follower == page);
+        if let Some((_, confidence)) = follower {
+            *confidence = match written {
+                true => (*confidence + 1).min(CONFIDENCE_MAX),
+                false => confidence.saturating_sub(1),
+            };
         }
+        followers.retain(|&(_, confidence)| confidence > 0);
     }
 
     fn call(&mut self, leader: Page) -> Vec<Page> {
@@ -245,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_left_unwritten_must_be_missed_anew() {
+    fn what_leaves_unwritten_is_called_no_more_until_it_is_missed() {
         let mut convoys = Convoys::default();
         let miss = |convoys: &mut Convoys| {
             convoys.take(T, Page(1));
@@ -253,13 +252,17 @@ mod tests {
             convoys.end(T);
         };
         (0..2).for_each(|_| miss(&mut convoys));
-        convoys.came(Page(2), Page(1));
-        convoys.left(Page(2), true);
+        let left = |convoys: &mut Convoys, written| {
+            convoys.came(Page(2), Page(1));
+            convoys.left(Page(2), written);
+        };
+        left(&mut convoys, true);
+        left(&mut convoys, false);
         assert_eq!(convoys.take(T, Page(1)), [Page(2)]);
-        convoys.came(Page(2), Page(1));
-        convoys.left(Page(2), false);
+        left(&mut convoys, false);
         assert_eq!(convoys.take(T, Page(1)), []);
-        (0..2).for_each(|_| miss(&mut convoys));
+        convoys.end(T);
+        miss(&mut convoys);
         assert_eq!(convoys.take(T, Page(1)), [Page(2)]);
     }
 
