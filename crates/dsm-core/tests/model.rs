@@ -5,6 +5,9 @@
 //! the mapping is what the machine believes; one owner or one grant of ownership under way; hints
 //! lead there; complete holds keep their pages. At the end: every thread is through and every
 //! machine idle. Over the graph: the end can be reached from everywhere.
+//!
+//! Where survivors go on after a loss: a page is there afterwards, with its latest write, if and only if
+//! a survivor had it or a valid copy of it, or it was under way between survivors.
 
 mod support;
 
@@ -14,25 +17,44 @@ use dsm_core::Access;
 use dsm_core::protocol::Mutation;
 use support::coverage::Coverage;
 use support::explore::explore;
+use support::recover::is_of_recovery;
 use support::script::{Config, Use, access, hold, on, prefetch, read, walk, write, writes};
 
 /// More than any configuration has; without it a mutation could run for ever.
-const STATES_MAX: usize = 6_000_000;
+const STATES_MAX: usize = 30_000_000;
 
 #[test]
 fn every_history_of_small_worlds_is_right() {
+    let mut configs = configs();
+    configs.retain(|(config, _)| !config.features.recover);
+    explore_all(configs);
+}
+
+#[test]
+fn every_history_with_recovery_from_a_loss_is_right() {
+    explore_all(support::recover::configs());
+}
+
+#[test]
+#[ignore = "takes minutes and gigabytes"]
+fn every_history_with_recovery_in_larger_worlds_is_right() {
+    explore_all(support::recover::larger().into_iter().map(|config| (config, "")).collect());
+}
+
+/// Explores all, but for those that `GIANTVM_MODEL` leaves out.
+fn explore_all(configs: Vec<(Config, &'static str)>) {
     let only = std::env::var("GIANTVM_MODEL").unwrap_or_default();
     let mut all = Coverage::default();
     let (mut states, mut transitions) = (0, 0);
     let mut unused = Vec::new();
-    for (config, exercises) in configs() {
+    for (config, exercises) in configs {
         if !config.name.contains(&only) {
             continue;
         }
         let start = Instant::now();
         let report = explore(&config, STATES_MAX);
         println!(
-            "{:<34} {:>8} states {:>9} transitions {:>5.1} s  at most: {}",
+            "{:<40} {:>8} states {:>9} transitions {:>5.1} s  at most: {}",
             config.name,
             report.states,
             report.transitions,
@@ -54,7 +76,7 @@ fn every_history_of_small_worlds_is_right() {
         states += report.states;
         transitions += report.transitions;
     }
-    println!("{:<34} {states:>8} states {transitions:>9} transitions  at most: {all}", "all");
+    println!("{:<40} {states:>8} states {transitions:>9} transitions  at most: {all}", "all");
     assert!(unused.is_empty(), "{unused:#?}");
 }
 
@@ -83,7 +105,12 @@ fn every_seeded_mistake_is_noticed() {
         }
         // Where no page is walk-shared, mistakes with such pages are none, and the others show without.
         let of_walks = format!("{mutation:?}").starts_with("Walk");
-        let fits = |config: &Config| config.features.walk_shared.is_some() == of_walks;
+        // The same holds where nobody recovers from a loss.
+        let of_recovery = is_of_recovery(mutation);
+        let fits = |config: &Config| {
+            config.features.walk_shared.is_some() == of_walks
+                && config.features.recover == of_recovery
+        };
         let caught = configs.iter().filter(|(config, _)| fits(config)).find_map(|(config, _)| {
             let mutant = Config { mutation: Some(mutation), ..config.clone() };
             let report = explore(&mutant, 300_000);
@@ -110,6 +137,7 @@ fn configs() -> Vec<(Config, &'static str)> {
     configs.extend(features());
     configs.extend(evictions());
     configs.extend(losses());
+    configs.extend(support::recover::configs());
     configs.extend(support::walks::configs());
     configs
 }

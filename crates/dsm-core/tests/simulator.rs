@@ -98,8 +98,8 @@ fn world(seed: u64) -> (Config, Pace) {
     }
     if !limited && random.one_in(4) {
         share_tables(&mut config, &mut random);
-    } else if nodes > 1 && random.one_in(5) {
-        config.loss = Some(random.below(nodes as u64) as usize);
+    } else if nodes > 1 && random.one_in(if only_losses() { 1 } else { 3 }) {
+        lose(&mut config, &mut random);
     }
     let pace = Pace {
         latency_max: [3, 10, 100][random.below(3) as usize],
@@ -110,6 +110,26 @@ fn world(seed: u64) -> (Config, Pace) {
         evict_one_in: [1, 4, 30][random.below(3) as usize],
     };
     (config, pace)
+}
+
+/// Whether all worlds are to have losses from which survivors recover, as far as they can have.
+fn only_losses() -> bool {
+    std::env::var_os("GIANTVM_LOSSES").is_some()
+}
+
+/// Has one node be lost, or several if the others go on.
+fn lose(config: &mut Config, random: &mut Random) {
+    let nodes = config.nodes();
+    config.features.recover = only_losses() || !random.one_in(3);
+    let most = if config.features.recover { (nodes - 1).min(3) } else { 1 };
+    let count = if random.one_in(3) { 1 + random.below(most as u64) as usize } else { 1 };
+    config.losses =
+        random.some(count, nodes as u64).into_iter().map(|node| node as usize).collect();
+    if config.share < usize::MAX {
+        // The pages have room at the survivors.
+        config.share = (config.pages as usize).div_ceil(nodes - count);
+        config.capacity = config.share + EPISODE_PAGES + 1;
+    }
 }
 
 /// Has the first pages be page tables. Two nodes store to them, each to a word of its own.
@@ -152,6 +172,7 @@ fn features(random: &mut Random) -> Features {
         check: true,
         walks_write: random.one_in(4),
         walk_shared: None,
+        recover: false,
     }
 }
 

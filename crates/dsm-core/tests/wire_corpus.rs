@@ -8,13 +8,13 @@ use std::fs;
 use std::path::Path;
 
 use dsm_core::protocol::{
-    Change, Companion, Freeze, Grant, HandOver, Hint, Invalidate, InvalidateAck, Join, Link,
-    Message, Offer, PageGrant, Report, Request, Right, Room, RoomUnused, RoomWanted, Walk,
-    WalkTable,
+    Change, Companion, Freeze, Grant, HandOver, Held, Hint, Holding, Holdings, Invalidate,
+    InvalidateAck, Join, Link, Message, Offer, PageGrant, Recover, Report, Request, Right, Room,
+    RoomUnused, RoomWanted, Run, Verdict, Walk, WalkTable, Yours,
 };
 use dsm_core::wire::{
     Answer, Channel, ClusterId, ControlKind, Hello, Identity, Incarnation, Refusal, RefusalCode,
-    encode, encode_control,
+    encode_control, encode_in,
 };
 use dsm_core::{Access, Age, NodeId, NodeSet, PAGE_SIZE, Page, RegionId, Version};
 
@@ -93,8 +93,28 @@ fn messages() -> Vec<(&'static str, Message)> {
             Message::HandOver(HandOver { pages: vec![page_grant(7, ownership(), true, None)] }),
         ),
     ];
+    messages.extend(recoveries().into_iter().map(|(name, it)| (name, Message::Recover(it))));
     messages.extend(walks().into_iter().map(|(name, walk)| (name, Message::Walk(walk))));
     messages
+}
+
+fn recoveries() -> Vec<(&'static str, Recover)> {
+    let run = |first, pages| Run { first: Page(first), pages };
+    let held = |first, pages, holding| Held { run: run(first, pages), holding };
+    let runs = vec![
+        held(0x200, 512, Holding::Given),
+        held(0x1234, 1, Holding::Owned),
+        held(0x1235, 3, Holding::Copy),
+    ];
+    let yours = vec![Yours { run: run(0x1235, 3), copyset: NodeSet::from_bits(0b1010) }];
+    let lost = vec![run(0x400, 512), run(0x2000, 1)];
+    let (part, last, version) = (2, true, version(99));
+    vec![
+        ("recover-entered", Recover::Entered { sent: 0x0102_0304_0506_0708 }),
+        ("recover-holdings", Recover::Holdings(Holdings { part, last, highest: version, runs })),
+        ("recover-verdict", Recover::Verdict(Verdict { part, last, version, yours, lost })),
+        ("recover-settled", Recover::Settled),
+    ]
 }
 
 fn walks() -> Vec<(&'static str, Walk)> {
@@ -141,7 +161,8 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
     for (name, message) in messages() {
         // The fuzzer's first byte is the number of nodes, less one.
         let mut bytes = vec![63];
-        encode(&message, RegionId(0x0a0b_0c0d), &mut bytes);
+        let epoch = if matches!(message, Message::Recover(_)) { 0x0102 } else { 0 };
+        encode_in(epoch, &message, RegionId(0x0a0b_0c0d), &mut bytes);
         stream.extend_from_slice(&bytes[1..]);
         let pages = match &message {
             Message::Grant(grant) => &grant.pages[..],

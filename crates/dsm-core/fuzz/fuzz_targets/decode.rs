@@ -2,7 +2,7 @@
 //! encoding. Input: a byte for the number of nodes, then header and body.
 #![no_main]
 
-use dsm_core::wire::{FrameHeader, HEADER_LEN, Limits, decode, encode};
+use dsm_core::wire::{FrameHeader, HEADER_LEN, Limits, decode, encode_in};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let Some((&nodes, bytes)) = data.split_first() else { return };
@@ -10,6 +10,6 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let Ok(Some(header)) = FrameHeader::parse_prefix(bytes) else { return };
     let Ok(message) = decode(&header, &bytes[HEADER_LEN..], &limits) else { return };
     let mut again = Vec::new();
-    encode(&message, header.region(), &mut again);
+    encode_in(header.epoch(), &message, header.region(), &mut again);
     assert_eq!(again, bytes, "a second encoding of {message:?}");
 });

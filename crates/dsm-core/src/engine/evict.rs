@@ -157,7 +157,8 @@ impl Shard {
             if !self.protocol.may_evict(page, age) {
                 continue;
             }
-            let mapped = self.protocol.state(page) != PageState::Invalid;
+            let state = self.protocol.state(page);
+            let mapped = !matches!(state, PageState::Invalid | PageState::Lost);
             let dispensable = self.protocol.is_dispensable(page);
             if mapped && !self.residency.is_idle(page) && !(pressing && dispensable) {
                 unused.push(page);

@@ -31,6 +31,8 @@ use super::world::World;
 pub(super) struct Outgoing {
     pub(super) to: NodeId,
     pub(super) region: RegionId,
+    /// [`Protocol::epoch`].
+    pub(super) epoch: u16,
     pub(super) message: Message,
     /// The pages that go with it, where they can't be read from the frames when it leaves: those of a
     /// [`Message::HandOver`], whose frames go before; a twin; and those of what has to wait.
@@ -148,6 +150,9 @@ impl Shard {
         world.apply_installs();
         world.apply_discards();
         let World { error, installed, .. } = world;
+        for message in &mut outgoing[first..] {
+            message.epoch = self.protocol.epoch();
+        }
         if !installed.is_empty() {
             self.record(&installed);
         }
@@ -279,15 +284,18 @@ impl Shard {
         }
     }
 
-    /// Handles a message, whose payload is `payload`.
+    /// Handles a message that was sent in `epoch`, and whose payload is `payload`.
     pub(super) fn receive(
         &mut self,
         from: NodeId,
+        epoch: u16,
         message: Message,
         payload: &[u8],
         outgoing: &mut Vec<Outgoing>,
     ) -> Result<Result<(), Violation>, MemoryError> {
-        self.run(payload, outgoing, |protocol, world| protocol.receive(from, message, world))
+        self.run(payload, outgoing, |protocol, world| {
+            protocol.receive_in(from, epoch, message, world)
+        })
     }
 
     /// The messages of this turn are on their way: now for what nobody waits for.

@@ -508,7 +508,7 @@ impl Worker {
             let Some(shard) = self.shards.get_mut(&region) else { return Ok(()) };
             let limits = wire::Limits { nodes: self.config.nodes, pages: shard.memory.pages() };
             let message = wire::decode(&header, body, &limits)?;
-            match shard.receive(peer, message, payload, &mut self.outgoing) {
+            match shard.receive(peer, header.epoch(), message, payload, &mut self.outgoing) {
                 Ok(Ok(())) => {}
                 Ok(Err(violation)) => return Err(Reject(violation.to_string())),
                 Err(error) => failed.push((region, error)),
@@ -529,7 +529,7 @@ impl Worker {
     /// Hands the messages of this turn to the transports, and those to the kernel.
     fn dispatch(&mut self) {
         let mut failed = Vec::new();
-        for Outgoing { to, region, message, copied, .. } in self.outgoing.drain(..) {
+        for Outgoing { to, region, epoch, message, copied, .. } in self.outgoing.drain(..) {
             let (Some(link), Some(shard)) = (self.links.get_mut(&to), self.shards.get(&region))
             else {
                 continue;
@@ -548,7 +548,7 @@ impl Worker {
             };
             let sent = match pages {
                 Ok(pages) => {
-                    wire::encode(&message, region, &mut self.head);
+                    wire::encode_in(epoch, &message, region, &mut self.head);
                     link.transport.send(class, &self.head, &pages).map_err(|e| chain(&e))
                 }
                 Err(error) => Err(chain(&error)),

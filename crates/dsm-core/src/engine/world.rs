@@ -159,8 +159,9 @@ impl Effects for World<'_> {
             }
             _ => Vec::new(),
         };
-        let after = None;
-        self.outgoing.push(Outgoing { to, region: self.region, message, copied, after });
+        // The epoch is that at the end of the event.
+        let (epoch, after) = (0, None);
+        self.outgoing.push(Outgoing { to, region: self.region, epoch, message, copied, after });
     }
 
     fn fill(&mut self, page: Page, payload: usize) {

@@ -69,6 +69,10 @@ counters! {
     handed_over,
     /// Times that a page found no frame, and waited for one.
     starved,
+    /// Pages whose owner was lost, and which this node owns since, because it had a copy.
+    pages_inherited,
+    /// Pages of which nothing was left after a loss.
+    pages_lost,
     /// Pages that came to be walk-shared at their home.
     walk_entered,
     /// Pages that came to be walk-shared at another node.

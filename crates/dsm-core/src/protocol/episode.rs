@@ -138,6 +138,29 @@ impl Episodes {
         }
     }
 
+    /// `page` will never be accessible again: ends the episodes that wait for it, since neither the
+    /// instruction nor the hold will go on. Returns the threads of the holds.
+    pub(super) fn give_up(&mut self, page: Page) -> Vec<ThreadId> {
+        let mut holds = Vec::new();
+        let let_go = &mut self.let_go;
+        self.by_thread.retain(|&thread, episode| {
+            let waits = match &episode.phase {
+                Phase::Waiting { page: waits, .. } => *waits == page,
+                Phase::Gathering { missing, .. } => {
+                    let waits = missing.contains(&page);
+                    holds.extend(waits.then_some(thread));
+                    waits
+                }
+                _ => false,
+            };
+            if waits {
+                let_go.extend(episode.pages.iter().map(|&(page, _)| page));
+            }
+            !waits
+        });
+        holds
+    }
+
     /// The pages let go since the last call: requests for them may be waiting.
     pub(super) fn take_let_go(&mut self) -> Vec<Page> {
         std::mem::take(&mut self.let_go)

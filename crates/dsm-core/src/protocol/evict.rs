@@ -43,7 +43,17 @@ impl Protocol {
             self.episodes.keeps(page, Access::Write, age) && !self.mutated(Mutation::EvictHeld);
         let shared = self.is_walk_shared(page);
         let known = page.0 < self.table.pages();
-        !self.ended && known && !shared && !requested && !held && !self.promised(page)
+        let lost = known && self.table.get(page).state == PageState::Lost;
+        // Ownership that is counted on may come without the bytes.
+        let frozen = self.is_recovering() && !self.mutated(Mutation::RecoverEvicting);
+        !self.ended
+            && !lost
+            && !frozen
+            && known
+            && !shared
+            && !requested
+            && !held
+            && !self.promised(page)
     }
 
     /// Whether the page can do without its frame, as far as is known without looking at the bytes.

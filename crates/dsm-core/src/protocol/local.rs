@@ -63,12 +63,15 @@ impl Protocol {
     /// Those of `with` that are this node's own, with copies elsewhere: `leader` is about to be
     /// written, and they are then, so that their copies go at the same time. Nobody waits for them.
     fn claim_along<E: Effects>(&mut self, leader: Page, age: Age, with: &[Page], fx: &mut E) {
+        if self.ended || self.is_recovering() {
+            return;
+        }
         for &page in with {
             let entry = self.table.get(page);
             let copied =
                 entry.is_owner() && !entry.copyset().is_empty() && entry.state == PageState::Shared;
             let idle = !self.pending.contains_key(&page);
-            if copied && idle && !self.ended && self.served.contains(&page) {
+            if copied && idle && self.served.contains(&page) {
                 self.convoys.came(page, leader);
                 self.counters.claimed_along += 1;
                 self.claim(page, age, fx);
@@ -140,7 +143,7 @@ impl Protocol {
     /// Asks for copies of `pages` that are not here, for nobody in particular. Pages beyond the
     /// region are ignored.
     pub fn prefetch<E: Effects>(&mut self, pages: &[Page], fx: &mut E) {
-        if self.ended {
+        if self.ended || self.is_recovering() {
             return;
         }
         let age = self.tick();
@@ -186,16 +189,26 @@ impl Protocol {
 
     pub(super) fn lose<E: Effects>(&mut self, page: Page, fx: &mut E) {
         let mut entry = self.table.get(page);
-        if entry.state != PageState::Invalid {
+        if !matches!(entry.state, PageState::Invalid | PageState::Lost) {
             entry.state = PageState::Invalid;
             self.table.put(page, entry);
         }
         fx.poison(page);
+        if entry.state == PageState::Lost {
+            // The region goes on: nobody must wait for what these threads had gathered.
+            if let Some(pending) = self.pending.get_mut(&page) {
+                pending.need = None;
+                self.tidy(page);
+            }
+            let failed = self.episodes.give_up(page);
+            self.fail_holds(failed);
+        }
     }
 
     fn count_fault(&mut self, entry: &Entry, access: Access) {
         let counters = &mut self.counters;
         match (entry.state, access) {
+            (PageState::Lost, _) => {}
             (PageState::Modified | PageState::WalkShared, _)
             | (PageState::Shared, Access::Read) => {
                 counters.spurious_faults += 1;
@@ -228,8 +241,11 @@ impl Protocol {
             }
             return self.install(page, right, fx);
         }
-        if self.ended {
+        if self.ended || entry.state == PageState::Lost {
             return self.lose(page, fx);
+        }
+        if self.is_recovering() {
+            return self.want(page, access, age);
         }
         // What brings the page: a request for it, if need be along with another page's; or that
         // for its lease block.
@@ -450,7 +466,8 @@ impl Protocol {
             })
             .filter(|&&other| !self.leasing.contains_key(&self.table.block_start(other)))
             .map(|&other| (other, self.table.get(other)))
-            .filter(|(_, entry)| !entry.is_owner() && right_of(entry.state) < Some(access))
+            .filter(|(_, entry)| !entry.is_owner() && entry.state != PageState::Lost)
+            .filter(|(_, entry)| right_of(entry.state) < Some(access))
             .map(|(page, entry)| Companion { page, have: entry.version })
             .collect();
         companions.sort_unstable();

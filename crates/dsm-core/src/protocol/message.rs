@@ -1,5 +1,6 @@
 //! What nodes say to each other about pages. Byte layout: `wire`.
 
+use super::recover::Recover;
 use super::walk::Walk;
 use crate::types::{Access, Age, NodeId, NodeSet, Page, Version};
 
@@ -30,6 +31,8 @@ pub enum Message {
     RoomUnused(RoomUnused),
     /// Pages go to a node that has given room for them.
     HandOver(HandOver),
+    /// What survivors say to each other when nodes are lost.
+    Recover(Recover),
     /// What is said about walk-shared pages.
     Walk(Walk),
 }
@@ -39,7 +42,7 @@ impl Message {
     pub fn is_urgent(&self) -> bool {
         match self {
             Self::Grant(_) | Self::Invalidate(_) | Self::InvalidateAck(_) => true,
-            Self::Room(_) | Self::RoomUnused(_) | Self::Walk(_) => true,
+            Self::Room(_) | Self::RoomUnused(_) | Self::Recover(_) | Self::Walk(_) => true,
             // Nobody has asked for the pages of a hand-over, so nobody waits for it.
             Self::Request(_) | Self::Hint(_) | Self::RoomWanted(_) | Self::HandOver(_) => false,
         }
@@ -52,7 +55,7 @@ impl Message {
             Self::Grant(grant) => !grant.pages.is_empty(),
             Self::InvalidateAck(_) | Self::HandOver(_) | Self::Walk(Walk::Offer(_)) => true,
             Self::Request(_) | Self::Hint(_) | Self::Invalidate(_) | Self::Walk(_) => false,
-            Self::RoomWanted(_) | Self::Room(_) | Self::RoomUnused(_) => false,
+            Self::RoomWanted(_) | Self::Room(_) | Self::RoomUnused(_) | Self::Recover(_) => false,
         }
     }
 }

@@ -36,6 +36,7 @@ mod mutation;
 mod owner;
 mod pattern;
 mod receiver;
+mod recover;
 mod room;
 mod table;
 mod walk;
@@ -50,6 +51,7 @@ pub use message::{
     PageGrant, Request, Right, Room, RoomUnused, RoomWanted,
 };
 pub use mutation::Mutation;
+pub use recover::{Held, Holding, Holdings, RUNS_MAX, Recover, Run, Verdict, Yours};
 pub use room::HAND_OVER_MAX;
 pub use table::{Homes, PageState};
 pub use walk::{
@@ -60,6 +62,7 @@ pub use walk::{
 use crate::types::{Access, Age, NodeId, NodeSet, Page, ThreadId, Version};
 use episode::{Episodes, Rewant};
 use pattern::{Convoys, Streams};
+use recover::Recovery;
 use table::Table;
 use walk::Walks;
 
@@ -167,7 +170,7 @@ pub struct Settings {
     pub mutation: Option<Mutation>,
 }
 
-/// Switches, all on by default but for `check`, which is on in debug builds.
+/// Switches. On by default, but for `recover` and `walk_shared`; `check` is on in debug builds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Features {
     /// Untouched memory of another node is taken over by the lease block.
@@ -187,6 +190,8 @@ pub struct Features {
     /// Page-table pages that came back unchanged so often are walk-shared; none: no page is. The same
     /// on all nodes. Off unless somebody can tell which pages those are, [`Effects::table`].
     pub walk_shared: Option<u8>,
+    /// Survivors go on when nodes are lost, [`Protocol::lost`]. The same on all nodes.
+    pub recover: bool,
 }
 
 impl Default for Features {
@@ -200,6 +205,7 @@ impl Default for Features {
             check: cfg!(debug_assertions),
             walks_write: false,
             walk_shared: None,
+            recover: false,
         }
     }
 }
@@ -242,6 +248,12 @@ pub enum Violation {
     /// Pages without room for them, or room that was not asked for.
     #[error("node {node} hands over, or gives, what was not agreed on")]
     Room {
+        /// The node.
+        node: usize,
+    },
+    /// A message about a loss that is not due, or one that the loss should have kept back.
+    #[error("node {node} sent a message that is not due in the recovery from a loss")]
+    Recovery {
         /// The node.
         node: usize,
     },
@@ -293,6 +305,7 @@ pub struct Protocol {
     rooms: room::Rooms,
     /// Pages that threads need and that find no frame.
     starved: BTreeSet<Page>,
+    recovery: Recovery,
     walks: Walks,
     ended: bool,
     counters: Counters,
@@ -368,14 +381,14 @@ impl std::hash::Hash for Protocol {
         self.convoys.hash(state);
         (self.clock, self.last_seq, self.ended).hash(state);
         (&self.ready, &self.rewant, &self.rooms, &self.starved).hash(state);
-        self.walks.hash(state);
+        (&self.recovery, &self.walks).hash(state);
     }
 }
 
 /// The right that a state gives.
 fn right_of(state: PageState) -> Option<Access> {
     match state {
-        PageState::Invalid => None,
+        PageState::Invalid | PageState::Lost => None,
         PageState::Shared => Some(Access::Read),
         PageState::Modified | PageState::WalkShared => Some(Access::Write),
     }
@@ -403,6 +416,7 @@ impl Protocol {
             blamed: BTreeSet::new(),
             rooms: room::Rooms::default(),
             starved: BTreeSet::new(),
+            recovery: Recovery::default(),
             walks: Walks::default(),
             ended: false,
             counters: Counters::default(),
@@ -436,6 +450,7 @@ impl Protocol {
             && self.outbound.is_empty()
             && self.leasing.is_empty()
             && self.walks.is_idle()
+            && !self.is_recovering()
     }
 
     /// Requests of this node without an answer.
@@ -487,6 +502,7 @@ impl Protocol {
 
     fn send<E: Effects>(&mut self, to: NodeId, message: Message, fx: &mut E) {
         self.counters.messages_sent += 1;
+        self.count_ownership(to, &message);
         fx.send(to, message);
     }
 

@@ -21,10 +21,16 @@ impl Protocol {
         message: Message,
         fx: &mut E,
     ) -> Result<(), Violation> {
-        self.check(from, &message)?;
-        if self.ended {
-            return Ok(());
-        }
+        self.receive_in(from, self.epoch(), message, fx)
+    }
+
+    /// Handles a message of this epoch, while nothing is being recovered.
+    pub(super) fn handle<E: Effects>(
+        &mut self,
+        from: NodeId,
+        message: Message,
+        fx: &mut E,
+    ) -> Result<(), Violation> {
         match message {
             Message::Request(request) => self.receive_request(request, fx),
             Message::Grant(grant) => self.receive_grant(from, grant, fx)?,
@@ -35,14 +41,14 @@ impl Protocol {
             Message::Room(room) => self.receive_room(from, room)?,
             Message::RoomUnused(unused) => self.receive_room_unused(from, unused)?,
             Message::HandOver(hand_over) => self.receive_hand_over(from, hand_over, fx)?,
+            Message::Recover(_) => return Err(Violation::Recovery { node: from.index() }),
             Message::Walk(walk) => self.receive_walk(from, walk, fx)?,
         }
-        self.settle(fx);
         Ok(())
     }
 
     /// Pages and nodes within bounds; the decoder has checked the rest.
-    fn check(&self, from: NodeId, message: &Message) -> Result<(), Violation> {
+    pub(super) fn check(&self, from: NodeId, message: &Message) -> Result<(), Violation> {
         self.check_node(from)?;
         match message {
             Message::Request(request) => self.check_request(request),
@@ -67,6 +73,7 @@ impl Protocol {
             }
             Message::RoomWanted(wanted) => self.check_node(wanted.age.node),
             Message::Room(_) | Message::RoomUnused(_) => Ok(()),
+            Message::Recover(message) => self.check_recover(message),
             Message::Walk(walk) => self.check_walk(walk),
         }
     }

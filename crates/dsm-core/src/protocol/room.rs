@@ -31,6 +31,14 @@ pub(super) struct Rooms {
     asking: BTreeSet<NodeId>,
 }
 
+impl Rooms {
+    /// Nobody will answer what was asked before a loss, and nobody waits for an answer.
+    pub(super) fn forget_questions(&mut self) {
+        self.asked.clear();
+        self.asking.clear();
+    }
+}
+
 impl Protocol {
     /// Whether threads wait for pages that found no frame.
     pub fn is_starved(&self) -> bool {
@@ -62,7 +70,9 @@ impl Protocol {
 
     /// Asks `node` for room for pages from here, unless it has been asked.
     pub fn ask_room<E: Effects>(&mut self, node: NodeId, wanted: RoomWanted, fx: &mut E) {
-        if !self.ended && node != self.me() && self.rooms.asking.insert(node) {
+        let lost = self.lost_nodes().contains(node);
+        let asks = !self.ended && !self.is_recovering() && !lost && node != self.me();
+        if asks && self.rooms.asking.insert(node) {
             self.send(node, Message::RoomWanted(wanted), fx);
         }
     }
@@ -93,11 +103,15 @@ impl Protocol {
 
     /// A node that keeps frames free for pages from here, and how many.
     pub fn room_taken(&self) -> Option<(NodeId, u32)> {
-        self.rooms.taken.first_key_value().map(|(&node, &frames)| (node, frames))
+        let taken = self.rooms.taken.first_key_value().filter(|_| !self.is_recovering());
+        taken.map(|(&node, &frames)| (node, frames))
     }
 
     /// Gives back what `node` keeps free.
     pub fn return_room<E: Effects>(&mut self, node: NodeId, fx: &mut E) {
+        if self.is_recovering() {
+            return;
+        }
         let Some(frames) = self.rooms.taken.remove(&node) else { return };
         self.send(node, Message::RoomUnused(RoomUnused { frames }), fx);
     }
@@ -216,16 +230,27 @@ impl Protocol {
         hand_over: HandOver,
         fx: &mut E,
     ) -> Result<(), Violation> {
+        self.accept_hand_over(from, &hand_over, fx)?;
+        for granted in &hand_over.pages {
+            // A request of this node that is under way will meet its own ownership.
+            self.resume(granted.page, fx);
+        }
+        Ok(())
+    }
+
+    /// Takes the pages, and makes nothing of them yet.
+    pub(super) fn accept_hand_over<E: Effects>(
+        &mut self,
+        from: NodeId,
+        hand_over: &HandOver,
+        fx: &mut E,
+    ) -> Result<(), Violation> {
         self.use_room(from, hand_over.pages.len() as u32)?;
         let mut payload = 0;
         for granted in &hand_over.pages {
             let source = payload;
             payload += usize::from(granted.data);
             self.take_over(granted, source, fx)?;
-        }
-        for granted in &hand_over.pages {
-            // A request of this node that is under way will meet its own ownership.
-            self.resume(granted.page, fx);
         }
         Ok(())
     }

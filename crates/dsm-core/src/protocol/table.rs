@@ -1,6 +1,7 @@
 //! What a node knows of each page, in 15 bytes, allocated when a lease block is first touched.
 
-use crate::types::{NodeId, NodeSet, Page, Version};
+use super::recover::Recoverers;
+use crate::types::{NODES_MAX, NodeId, NodeSet, Page, Version};
 
 /// Ivy's page state at one node (Li and Hudak 1989, section 2.2; the field's name is MSI).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -13,6 +14,8 @@ pub enum PageState {
     Modified,
     /// Read-write here and at other nodes: see the module on walk-shared pages.
     WalkShared,
+    /// All that there was of it is gone with a lost node. The same at all nodes.
+    Lost,
 }
 
 /// A page as one node sees it.
@@ -85,7 +88,7 @@ impl Entry {
 /// version, 64 that depend on the kind, 3 of kind, 2 of migratory score, 3 of how many versions the
 /// bytes have been the same.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Packed([u8; 15]);
+pub(super) struct Packed([u8; 15]);
 
 const SECOND_SHIFT: u32 = 48;
 const KIND_SHIFT: u32 = 112;
@@ -103,13 +106,15 @@ const OWNER_SHARED: u128 = 3;
 const OWNER_MODIFIED: u128 = 4;
 const HOLDER_WALK_SHARED: u128 = 5;
 const OWNER_WALK_SHARED: u128 = 6;
+const HOLDER_LOST: u128 = 7;
 
 impl Packed {
     fn new(entry: Entry) -> Self {
         let (kind, second, migratory, distance) = match entry.role {
             Role::Owner { same_since, migratory, sharing } => {
                 let kind = match entry.state {
-                    PageState::Invalid => OWNER_INVALID,
+                    // A lost page has no owner.
+                    PageState::Invalid | PageState::Lost => OWNER_INVALID,
                     PageState::Shared => OWNER_SHARED,
                     PageState::Modified => OWNER_MODIFIED,
                     PageState::WalkShared => OWNER_WALK_SHARED,
@@ -127,6 +132,7 @@ impl Packed {
                     // Only an owner is ever `Modified`.
                     PageState::Shared | PageState::Modified => HOLDER_SHARED,
                     PageState::WalkShared => HOLDER_WALK_SHARED,
+                    PageState::Lost => HOLDER_LOST,
                 };
                 (kind, (owner.index() as u64) << OWNER_SHIFT | owner_since.get(), 0, 0)
             }
@@ -152,9 +158,11 @@ impl Packed {
             HOLDER_SHARED | OWNER_SHARED => PageState::Shared,
             OWNER_MODIFIED => PageState::Modified,
             HOLDER_WALK_SHARED | OWNER_WALK_SHARED => PageState::WalkShared,
+            HOLDER_LOST => PageState::Lost,
             _ => PageState::Invalid,
         };
-        let owned = !matches!(kind, HOLDER_INVALID | HOLDER_SHARED | HOLDER_WALK_SHARED);
+        let owned =
+            matches!(kind, OWNER_INVALID | OWNER_SHARED | OWNER_MODIFIED | OWNER_WALK_SHARED);
         let role = if owned {
             let distance = (bits >> DISTANCE_SHIFT) as u64;
             Role::Owner {
@@ -189,7 +197,7 @@ const NODE_ZERO: NodeId = match NodeId::new(0) {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Homes {
     /// First page after the range of node `i`.
-    ends: Vec<u64>,
+    pub(super) ends: Vec<u64>,
 }
 
 impl Homes {
@@ -223,20 +231,23 @@ impl Homes {
 /// All pages of a region at one node.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Table {
-    me: NodeId,
+    pub(super) me: NodeId,
     pages: u64,
-    lease_pages: u64,
-    homes: Homes,
+    pub(super) lease_pages: u64,
+    pub(super) homes: Homes,
     /// By lease block; absent until this node learns something of one of its pages.
-    blocks: Vec<Option<Box<[Packed]>>>,
-    /// By lease block: 0, or the index of the node that leased it, plus one.
-    leases: Vec<u8>,
+    pub(super) blocks: Vec<Option<Box<[Packed]>>>,
+    /// By lease block: [`Origin::code`].
+    origins: Vec<u8>,
+    /// Where hints lead since the last loss.
+    pub(super) recoverers: Option<Recoverers>,
 }
 
 impl Table {
     pub(super) fn new(me: NodeId, pages: u64, lease_pages: u64, homes: Homes) -> Self {
         let blocks = pages.div_ceil(lease_pages) as usize;
-        Self { me, pages, lease_pages, homes, blocks: vec![None; blocks], leases: vec![0; blocks] }
+        let (blocks, origins) = (vec![None; blocks], vec![Origin::Home.code(); blocks]);
+        Self { me, pages, lease_pages, homes, blocks, origins, recoverers: None }
     }
 
     pub(super) fn pages(&self) -> u64 {
@@ -260,13 +271,12 @@ impl Table {
     /// Whether nothing is known here of any page of this block, but who its first owner is.
     pub(super) fn is_untouched(&self, page: Page) -> bool {
         let block = self.block_of(page);
-        self.blocks[block].is_none() && self.leases[block] == 0
+        self.blocks[block].is_none() && self.origin(page) == Origin::Home
     }
 
     /// Records that `node` leased the untouched block of `page`.
     pub(super) fn lease(&mut self, page: Page, node: NodeId) {
-        let block = self.block_of(page);
-        self.leases[block] = node.index() as u8 + 1;
+        self.set_origin(page, Origin::Leased(node));
     }
 
     pub(super) fn get(&self, page: Page) -> Entry {
@@ -279,7 +289,8 @@ impl Table {
 
     /// Whether this node may read `page`; not beyond the region.
     pub(super) fn is_readable(&self, page: Page) -> bool {
-        page.0 < self.pages && self.get(page).state != PageState::Invalid
+        let state = |page| self.get(page).state;
+        page.0 < self.pages && !matches!(state(page), PageState::Invalid | PageState::Lost)
     }
 
     pub(super) fn put(&mut self, page: Page, entry: Entry) {
@@ -299,21 +310,36 @@ impl Table {
 
     /// A page of which this node has heard nothing.
     fn initial(&self, page: Page) -> Entry {
-        let (owner, owner_since) = match self.leases[self.block_of(page)] {
-            0 => (self.homes.of(page), Version::ZERO),
-            leased => (NodeId::new(usize::from(leased) - 1).unwrap_or(NODE_ZERO), LEASE_VERSION),
-        };
-        if owner == self.me {
-            let role = Role::Owner {
-                same_since: Version::ZERO,
-                migratory: 0,
-                sharing: Sharing::Copies(NodeSet::EMPTY),
-            };
-            Entry { state: PageState::Invalid, version: owner_since, role }
-        } else {
-            let role = Role::Holder { owner, owner_since };
-            Entry { state: PageState::Invalid, version: Version::ZERO, role }
+        let (state, version) = (PageState::Invalid, Version::ZERO);
+        let hint = |owner, owner_since| Role::Holder { owner, owner_since };
+        let home = self.homes.of(page);
+        let recoverer = self.recoverer(page).filter(|&recoverer| recoverer != self.me);
+        match self.origin(page) {
+            Origin::Home if home == self.me => Self::untouched(Version::ZERO),
+            Origin::Leased(owner) if owner == self.me => Self::untouched(LEASE_VERSION),
+            Origin::Leased(owner) => Entry { state, version, role: hint(owner, LEASE_VERSION) },
+            Origin::Pointed(owner) => Entry { state, version, role: hint(owner, version) },
+            Origin::Home | Origin::Given => {
+                Entry { state, version, role: hint(recoverer.unwrap_or(home), version) }
+            }
+            Origin::Lost => Entry { state: PageState::Lost, version, role: hint(home, version) },
         }
+    }
+
+    fn untouched(version: Version) -> Entry {
+        let (same_since, sharing) = (Version::ZERO, Sharing::Copies(NodeSet::EMPTY));
+        let role = Role::Owner { same_since, migratory: 0, sharing };
+        Entry { state: PageState::Invalid, version, role }
+    }
+
+    /// Where the pages are of a lease block of which no single page is known.
+    pub(super) fn origin(&self, page: Page) -> Origin {
+        Origin::of_code(self.origins[self.block_of(page)])
+    }
+
+    pub(super) fn set_origin(&mut self, page: Page, origin: Origin) {
+        let block = self.block_of(page);
+        self.origins[block] = origin.code();
     }
 
     /// Bytes of metadata allocated.
@@ -321,6 +347,50 @@ impl Table {
         let touched = self.blocks.iter().flatten().count() as u64;
         let directory = (size_of::<Option<Box<[Packed]>>>() + 1) as u64 * self.blocks.len() as u64;
         touched * self.lease_pages * size_of::<Packed>() as u64 + directory
+    }
+}
+
+/// Where the pages of a lease block are, as far as a node knows that knows of no single one of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Origin {
+    /// At their first owner.
+    Home,
+    /// At the node that leased the block.
+    Leased(NodeId),
+    /// At the node that a survivor, ruling after a loss, found them at.
+    Pointed(NodeId),
+    /// This node, their first owner, gave them away before the last loss.
+    Given,
+    /// Nowhere.
+    Lost,
+}
+
+/// Codes of [`Origin`]: that of a lease is the node's index plus this.
+const LEASED: u8 = 1;
+const POINTED: u8 = LEASED + NODES_MAX as u8;
+const GIVEN: u8 = POINTED + NODES_MAX as u8;
+const LOST: u8 = GIVEN + 1;
+
+impl Origin {
+    fn code(self) -> u8 {
+        match self {
+            Self::Home => 0,
+            Self::Leased(node) => LEASED + node.index() as u8,
+            Self::Pointed(node) => POINTED + node.index() as u8,
+            Self::Given => GIVEN,
+            Self::Lost => LOST,
+        }
+    }
+
+    fn of_code(code: u8) -> Self {
+        let node = |first: u8| NodeId::new((code - first).into()).unwrap_or(NODE_ZERO);
+        match code {
+            0 => Self::Home,
+            LEASED..POINTED => Self::Leased(node(LEASED)),
+            POINTED..GIVEN => Self::Pointed(node(POINTED)),
+            GIVEN => Self::Given,
+            _ => Self::Lost,
+        }
     }
 }
 
@@ -352,10 +422,22 @@ mod tests {
                 assert_eq!(Packed::new(entry).entry(), entry);
             }
         }
+        let role = Role::Holder { owner: node(3), owner_since };
+        let entry = Entry { state: PageState::Lost, version, role };
+        assert_eq!(Packed::new(entry).entry(), entry);
         let role =
             Role::Owner { same_since: version, migratory: 1, sharing: Sharing::Sole(u64::MAX) };
         let entry = Entry { state: PageState::Modified, version, role };
         assert_eq!(Packed::new(entry).entry(), entry);
+    }
+
+    #[test]
+    fn origins_survive_packing() {
+        let nodes = [node(0), node(63)];
+        let of_nodes = nodes.into_iter().flat_map(|it| [Origin::Leased(it), Origin::Pointed(it)]);
+        for origin in of_nodes.chain([Origin::Home, Origin::Given, Origin::Lost]) {
+            assert_eq!(Origin::of_code(origin.code()), origin);
+        }
     }
 
     #[test]

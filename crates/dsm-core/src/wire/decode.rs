@@ -8,7 +8,7 @@ use super::layout::{
     ROOM_PRESSING, RawAck, RawCompanion, RawGrant, RawHandOver, RawHint, RawInvalidate,
     RawPageGrant, RawRequest, RawRoom, RawRoomWanted,
 };
-use super::{PAYLOAD_PAGES_MAX, WAITERS_MAX, WireError, walk};
+use super::{PAYLOAD_PAGES_MAX, WAITERS_MAX, WireError, recover, walk};
 
 use crate::protocol::{
     COMPANIONS_MAX, Companion, Grant, HAND_OVER_MAX, HandOver, Hint, Invalidate, InvalidateAck,
@@ -49,6 +49,10 @@ pub fn decode(header: &FrameHeader, body: &[u8], limits: &Limits) -> Result<Mess
         | Kind::WalkFrozen
         | Kind::WalkThaw
         | Kind::WalkAudit) => Message::Walk(walk::walk(kind, body, limits)?),
+        kind @ (Kind::RecoverEntered
+        | Kind::RecoverHoldings
+        | Kind::RecoverVerdict
+        | Kind::RecoverSettled) => Message::Recover(recover::recover(kind, body, limits)?),
         Kind::Control(kind) => return Err(WireError::NotAPageMessage { kind: kind.code() }),
     };
     let announced = match &message {
@@ -338,7 +342,7 @@ fn node(field: &'static str, found: u8, limits: &Limits) -> Result<NodeId, WireE
     NodeId::new(found.into()).filter(|node| node.index() < limits.nodes).ok_or(beyond)
 }
 
-fn nodes(field: &'static str, bits: u64, limits: &Limits) -> Result<NodeSet, WireError> {
+pub(super) fn nodes(field: &'static str, bits: u64, limits: &Limits) -> Result<NodeSet, WireError> {
     let set = NodeSet::from_bits(bits);
     if set.within(limits.nodes) {
         Ok(set)

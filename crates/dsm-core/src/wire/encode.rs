@@ -8,7 +8,7 @@ use super::layout::{
     ROOM_PRESSING, RawAck, RawCompanion, RawGrant, RawHandOver, RawHint, RawInvalidate,
     RawPageGrant, RawRequest, RawRoom, RawRoomWanted,
 };
-use super::{PAYLOAD_PAGES_MAX, WAITERS_MAX, WireError, walk};
+use super::{PAYLOAD_PAGES_MAX, WAITERS_MAX, WireError, recover, walk};
 
 use crate::protocol::{COMPANIONS_MAX, Grant, HAND_OVER_MAX, Message, PageGrant, Request, Right};
 use crate::types::{Access, NodeSet, RegionId, Version};
@@ -21,6 +21,14 @@ use crate::types::{Access, NodeSet, RegionId, Version};
 /// When the message has more companions, pages or waiters than a message may have: the protocol
 /// never makes such a message, and no peer can bring it to.
 pub fn encode(message: &Message, region: RegionId, out: &mut Vec<u8>) {
+    encode_in(0, message, region, out);
+}
+
+/// As [`encode`], for a message that is sent in this epoch of the region.
+///
+/// # Panics
+/// As [`encode`].
+pub fn encode_in(epoch: u16, message: &Message, region: RegionId, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_LEN]);
     let mut payload_pages = 0;
@@ -88,6 +96,7 @@ pub fn encode(message: &Message, region: RegionId, out: &mut Vec<u8>) {
             hand_over.pages.iter().for_each(|page| put_page_grant(page, out));
             Kind::HandOver
         }
+        Message::Recover(message) => recover::put(message, out),
         Message::Walk(message) => {
             payload_pages = walk::payload_pages(message);
             walk::put(message, out)
@@ -95,6 +104,7 @@ pub fn encode(message: &Message, region: RegionId, out: &mut Vec<u8>) {
     };
     let body_len = out.len() - start - HEADER_LEN;
     let header = FrameHeader::new(kind, region, body_len, payload_pages)
+        .and_then(|header| header.in_epoch(epoch))
         .expect("the largest page message is within the limits of a frame");
     out[start..start + HEADER_LEN].copy_from_slice(&header.to_bytes());
 }

@@ -34,6 +34,14 @@ pub enum Kind {
     RoomUnused,
     /// [`crate::protocol::HandOver`]
     HandOver,
+    /// [`crate::protocol::Recover::Entered`]
+    RecoverEntered,
+    /// [`crate::protocol::Holdings`]
+    RecoverHoldings,
+    /// [`crate::protocol::Verdict`]
+    RecoverVerdict,
+    /// [`crate::protocol::Recover::Settled`]
+    RecoverSettled,
     /// [`crate::protocol::Offer`]
     WalkOffer,
     /// [`crate::protocol::Join`]
@@ -75,6 +83,10 @@ impl Kind {
             Kind::WalkFrozen => 0x0f,
             Kind::WalkThaw => 0x10,
             Kind::WalkAudit => 0x11,
+            Kind::RecoverEntered => 0x12,
+            Kind::RecoverHoldings => 0x13,
+            Kind::RecoverVerdict => 0x14,
+            Kind::RecoverSettled => 0x15,
             Kind::Control(kind) => kind.0,
         }
     }
@@ -99,6 +111,10 @@ impl Kind {
             0x0f => Kind::WalkFrozen,
             0x10 => Kind::WalkThaw,
             0x11 => Kind::WalkAudit,
+            0x12 => Kind::RecoverEntered,
+            0x13 => Kind::RecoverHoldings,
+            0x14 => Kind::RecoverVerdict,
+            0x15 => Kind::RecoverSettled,
             _ => match ControlKind::new(code) {
                 Some(kind) => Kind::Control(kind),
                 None => return None,
@@ -130,6 +146,7 @@ pub struct FrameHeader {
     region: RegionId,
     body_len: u32,
     payload_pages: u16,
+    epoch: u16,
 }
 
 impl FrameHeader {
@@ -153,7 +170,19 @@ impl FrameHeader {
             region,
             body_len: at_most("body_len", body_len as u64, BODY_MAX as u64)? as u32,
             payload_pages: at_most("payload_pages", payload_pages as u64, pages_max as u64)? as u16,
+            epoch: 0,
         })
+    }
+
+    /// The header of a page message that was sent in this epoch of its region.
+    ///
+    /// # Errors
+    /// An epoch other than 0 in a control message, which belongs to none.
+    pub fn in_epoch(self, epoch: u16) -> Result<Self, WireError> {
+        if matches!(self.kind, Kind::Control(_)) {
+            zero("epoch", epoch.into())?;
+        }
+        Ok(Self { epoch, ..self })
     }
 
     /// Reads a header.
@@ -167,13 +196,13 @@ impl FrameHeader {
         }
         let kind = Kind::from_code(raw.kind).ok_or(WireError::Kind { kind: raw.kind })?;
         zero("flags", raw.flags.into())?;
-        zero("header", raw.reserved.get().into())?;
-        Self::new(
+        let header = Self::new(
             kind,
             RegionId(raw.region.get()),
             raw.body_len.get() as usize,
             raw.payload_pages.get().into(),
-        )
+        )?;
+        header.in_epoch(raw.epoch.get())
     }
 
     /// Reads the header at the start of `bytes`; `None` where there are too few.
@@ -193,7 +222,7 @@ impl FrameHeader {
             region: self.region.0.into(),
             body_len: self.body_len.into(),
             payload_pages: self.payload_pages.into(),
-            reserved: 0.into(),
+            epoch: self.epoch.into(),
         };
         zerocopy::transmute!(raw)
     }
@@ -206,6 +235,11 @@ impl FrameHeader {
     /// The region that it is about; a control message may use the number otherwise.
     pub fn region(&self) -> RegionId {
         self.region
+    }
+
+    /// The epoch of the region in which it was sent, see [`crate::protocol::Protocol::epoch`].
+    pub fn epoch(&self) -> u16 {
+        self.epoch
     }
 
     /// Bytes of the body.

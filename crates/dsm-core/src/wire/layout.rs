@@ -23,7 +23,7 @@ layout! {
         region: U32,
         body_len: U32,
         payload_pages: U16,
-        reserved: U16,
+        epoch: U16,
     }
 }
 
@@ -237,6 +237,68 @@ layout! {
         fingerprint: U64,
     }
 }
+
+layout! {
+    /// The sender knows of a loss.
+    RawEntered, 8 {
+        sent: U64,
+    }
+}
+
+layout! {
+    /// What a node has; runs of pages follow.
+    RawHoldings, 24 {
+        highest: U64,
+        part: U32,
+        runs: U16,
+        flags: u8,
+        reserved: [u8; 9],
+    }
+}
+
+layout! {
+    /// Pages in a row of which a node has the same.
+    RawHeld, 16 {
+        first: U64,
+        pages: U32,
+        holding: u8,
+        reserved: [u8; 3],
+    }
+}
+
+layout! {
+    /// What a recoverer has decided; pages of the receiver and then lost pages follow.
+    RawVerdict, 24 {
+        version: U64,
+        part: U32,
+        yours: U16,
+        lost: U16,
+        flags: u8,
+        reserved: [u8; 7],
+    }
+}
+
+layout! {
+    /// Pages in a row that the receiver owns from now on.
+    RawYours, 24 {
+        first: U64,
+        pages: U32,
+        reserved: [u8; 4],
+        copyset: U64,
+    }
+}
+
+layout! {
+    /// Pages in a row.
+    RawRun, 16 {
+        first: U64,
+        pages: U32,
+        reserved: [u8; 4],
+    }
+}
+
+/// [`RawHoldings::flags`], [`RawVerdict::flags`]: the part with the highest number.
+pub(super) const PART_LAST: u8 = 1 << 0;
 
 layout! {
     /// Who a node is and what it wants; the first bytes on every connection.

@@ -11,10 +11,11 @@ mod error;
 mod header;
 mod hello;
 mod layout;
+mod recover;
 mod walk;
 
 pub use decode::{Limits, decode};
-pub use encode::{encode, encode_control};
+pub use encode::{encode, encode_control, encode_in};
 pub use error::WireError;
 pub use header::{ControlKind, FRAME_MAX, FrameHeader, HEADER_LEN, Kind};
 pub use hello::{
@@ -25,10 +26,10 @@ pub use hello::{
 use crate::protocol::COMPANIONS_MAX;
 
 /// Version of everything in this module; nodes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
-/// Most bytes in the body of a frame. The largest page message, a grant of 16 pages with 64
-/// waiters, needs 3,856; the rest is room for control messages.
+/// Most bytes in the body of a frame. The largest page message, a verdict with 512 runs of pages,
+/// needs 12,312; the rest is room for control messages.
 pub const BODY_MAX: usize = 16 * 1024;
 
 /// Most pages in the payload of a frame: the requested page and its companions.

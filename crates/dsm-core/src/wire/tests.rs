@@ -5,9 +5,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::protocol::{
-    CHANGES_MAX, Change, Companion, Freeze, Grant, HAND_OVER_MAX, HandOver, Hint, Invalidate,
-    InvalidateAck, Join, Link, Message, Offer, PageGrant, Report, Request, Right, Room, RoomUnused,
-    RoomWanted, WALK_PAGES_MAX, Walk, WalkTable,
+    CHANGES_MAX, Change, Companion, Freeze, Grant, HAND_OVER_MAX, HandOver, Held, Hint, Holding,
+    Holdings, Invalidate, InvalidateAck, Join, Link, Message, Offer, PageGrant, RUNS_MAX, Recover,
+    Report, Request, Right, Room, RoomUnused, RoomWanted, Run, Verdict, WALK_PAGES_MAX, Walk,
+    WalkTable, Yours,
 };
 use crate::types::{Access, Age, NODES_MAX, NodeId, NodeSet, PAGE_SIZE, Page, RegionId, Version};
 
@@ -175,6 +176,42 @@ fn walk() -> impl Strategy<Value = Walk> {
     ]
 }
 
+/// Runs of pages that ascend.
+fn runs(most: usize) -> impl Strategy<Value = Vec<Run>> {
+    vec((0..50u64, 1..20u32), 0..=most).prop_map(|gaps| {
+        let mut at = 0;
+        let run = |(gap, pages)| {
+            let first = Page(at + gap);
+            at = first.0 + u64::from(pages);
+            Run { first, pages }
+        };
+        gaps.into_iter().map(run).collect()
+    })
+}
+
+fn recover() -> impl Strategy<Value = Recover> {
+    let holding = prop_oneof![Just(Holding::Owned), Just(Holding::Copy), Just(Holding::Given)];
+    let part = (any::<u32>(), any::<bool>());
+    let holdings = (part, version(), runs(RUNS_MAX), holding).prop_map(
+        |((part, last), highest, runs, holding)| {
+            let runs = runs.into_iter().map(|run| Held { run, holding }).collect();
+            Recover::Holdings(Holdings { part, last, highest, runs })
+        },
+    );
+    let verdict = (part, version(), runs(RUNS_MAX / 2), nodes(), runs(RUNS_MAX / 2)).prop_map(
+        |((part, last), version, yours, copyset, lost)| {
+            let yours = yours.into_iter().map(|run| Yours { run, copyset }).collect();
+            Recover::Verdict(Verdict { part, last, version, yours, lost })
+        },
+    );
+    prop_oneof![
+        any::<u64>().prop_map(|sent| Recover::Entered { sent }),
+        holdings,
+        verdict,
+        Just(Recover::Settled),
+    ]
+}
+
 fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         3 => request().prop_map(Message::Request),
@@ -191,6 +228,7 @@ fn message() -> impl Strategy<Value = Message> {
         1 => any::<u8>().prop_map(|frames| Message::Room(Room { frames })),
         1 => any::<u32>().prop_map(|frames| Message::RoomUnused(RoomUnused { frames })),
         2 => hand_over().prop_map(Message::HandOver),
+        2 => recover().prop_map(Message::Recover),
         4 => walk().prop_map(Message::Walk),
     ]
 }
@@ -256,14 +294,14 @@ proptest! {
             && let Ok(message) = decode(&header, &bytes[HEADER_LEN..], &LIMITS)
         {
             let mut again = Vec::new();
-            encode(&message, header.region(), &mut again);
+            encode_in(header.epoch(), &message, header.region(), &mut again);
             prop_assert_eq!(again, bytes);
         }
     }
 
     #[test]
     fn any_bytes_are_a_message_or_an_error(
-        code in 1u8..0x12,
+        code in 1u8..0x16,
         pages in 0usize..=1,
         body in vec(any::<u8>(), 0..400),
     ) {
@@ -343,6 +381,42 @@ fn a_grant() -> Grant {
 
 fn a_hint() -> Hint {
     Hint { page: Page(1), owner: NodeId::new(2).unwrap(), owner_since: Version::ZERO }
+}
+
+#[test]
+fn a_page_message_carries_its_epoch_and_a_control_message_none() {
+    let message = Message::Room(Room { frames: 3 });
+    let mut bytes = Vec::new();
+    encode_in(0xabcd, &message, REGION, &mut bytes);
+    assert_eq!(bytes[14..16], [0xcd, 0xab]);
+    let header = FrameHeader::parse_prefix(&bytes).unwrap().unwrap();
+    assert_eq!(header.epoch(), 0xabcd);
+    assert_eq!(decoded(&bytes, &LIMITS), Ok(message));
+    let mut control = Vec::new();
+    encode_control(ControlKind::new(0x40).unwrap(), REGION, b"", &mut control).unwrap();
+    control[14] = 1;
+    let found = FrameHeader::parse_prefix(&control);
+    assert_eq!(found, Err(WireError::Reserved { field: "epoch", found: 1 }));
+}
+
+#[test]
+fn runs_of_pages_that_overlap_or_leave_the_region_are_refused() {
+    let run = |first, pages| Run { first: Page(first), pages };
+    let verdict = |lost| {
+        let version = Version::ZERO;
+        let verdict = Verdict { part: 0, last: true, version, yours: Vec::new(), lost };
+        decoded(&encoded(&Message::Recover(Recover::Verdict(verdict))), &LIMITS)
+    };
+    assert!(verdict(vec![run(3, 2), run(5, 1)]).is_ok());
+    assert!(verdict(vec![run(LIMITS.pages - 2, 2)]).is_ok());
+    for wrong in [
+        vec![run(3, 0)],
+        vec![run(3, 3), run(5, 1)],
+        vec![run(LIMITS.pages - 2, 3)],
+        vec![run(u64::MAX, u32::MAX)],
+    ] {
+        assert!(verdict(wrong.clone()).is_err(), "{wrong:?}");
+    }
 }
 
 #[test]
@@ -442,13 +516,12 @@ fn headers_beyond_a_limit_are_refused() {
         FrameHeader::parse(&bytes).unwrap_err()
     };
     assert!(matches!(patched(0, 0), WireError::Magic { .. }));
-    for kind in [0x00, 0x12, 0x3f, 0x80, 0xff] {
+    for kind in [0x00, 0x16, 0x3f, 0x80, 0xff] {
         assert_eq!(patched(2, kind), WireError::Kind { kind });
     }
     assert!(matches!(patched(3, 1), WireError::Reserved { .. }));
     assert!(beyond("body_len")(&patched(11, 1)));
     assert!(beyond("payload_pages")(&patched(13, 1)));
-    assert!(matches!(patched(14, 1), WireError::Reserved { .. }));
 }
 
 #[test]

@@ -20,7 +20,7 @@ impl World {
                 (state, mapping),
                 (PageState::Modified, Mapping::Write)
                     | (PageState::Shared, Mapping::Read)
-                    | (PageState::Invalid, Mapping::None | Mapping::Poisoned)
+                    | (PageState::Invalid | PageState::Lost, Mapping::None | Mapping::Poisoned)
                     | (PageState::WalkShared, Mapping::Write | Mapping::None | Mapping::Poisoned)
             );
             if !agrees {
@@ -62,7 +62,7 @@ impl World {
     }
 
     /// The version from which the receiver of this message will be the owner of `page`.
-    fn gives(&self, config: &Config, envelope: &Envelope, page: Page) -> Option<Version> {
+    pub fn gives(&self, config: &Config, envelope: &Envelope, page: Page) -> Option<Version> {
         let (pages, lease): (&[PageGrant], _) = match &envelope.message {
             Message::Grant(Grant { pages, lease, .. }) => (pages, *lease),
             Message::HandOver(hand_over) => (&hand_over.pages, None),
@@ -102,6 +102,11 @@ impl World {
                         break;
                     }
                     return Err(format!("hints: from node {start}, {page:?} ends at node {at}"));
+                }
+                // After a loss, hints begin anew at version 0: see `check_recovered`.
+                let anew = self.lost && owner_since == Version::ZERO;
+                if since == Some(owner_since) && anew {
+                    break;
                 }
                 if since == Some(owner_since) {
                     return Err(format!("hints: from node {start}, {page:?} stays at {since:?}"));
@@ -143,8 +148,12 @@ impl World {
                 return Err(what + &self.describe());
             }
         }
+        if config.features.recover {
+            self.check_recovered(config)?;
+        }
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
-            if !self.lost && node.protocol.room_given() > 0 {
+            let goes_on = !self.lost || config.features.recover;
+            if goes_on && node.protocol.room_given() > 0 {
                 return Err(format!("room: node {index} keeps frames free for ever"));
             }
             for page in (0..config.pages).map(Page) {

@@ -28,6 +28,11 @@ pub struct Coverage {
     pub evicted_copies: u64,
     pub moved: u64,
     pub starved: u64,
+    pub inherited: u64,
+    pub lost_pages: u64,
+    pub recoveries: u64,
+    pub absorbed: u64,
+    pub entered_early: u64,
     pub walk_entered: u64,
     pub walk_joined: u64,
     pub walk_left: u64,
@@ -36,7 +41,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    pub fn rows(&self) -> [(&'static str, u64); 27] {
+    pub fn rows(&self) -> [(&'static str, u64); 32] {
         [
             ("messages", self.messages),
             ("faults", self.faults),
@@ -60,6 +65,11 @@ impl Coverage {
             ("evicted-copies", self.evicted_copies),
             ("moved", self.moved),
             ("starved", self.starved),
+            ("inherited", self.inherited),
+            ("lost-pages", self.lost_pages),
+            ("recoveries", self.recoveries),
+            ("absorbed", self.absorbed),
+            ("entered-early", self.entered_early),
             ("walk-entered", self.walk_entered),
             ("walk-joined", self.walk_joined),
             ("walk-left", self.walk_left),
@@ -68,7 +78,7 @@ impl Coverage {
         ]
     }
 
-    fn rows_mut(&mut self) -> [&mut u64; 27] {
+    fn rows_mut(&mut self) -> [&mut u64; 32] {
         [
             &mut self.messages,
             &mut self.faults,
@@ -92,6 +102,11 @@ impl Coverage {
             &mut self.evicted_copies,
             &mut self.moved,
             &mut self.starved,
+            &mut self.inherited,
+            &mut self.lost_pages,
+            &mut self.recoveries,
+            &mut self.absorbed,
+            &mut self.entered_early,
             &mut self.walk_entered,
             &mut self.walk_joined,
             &mut self.walk_left,
@@ -115,6 +130,8 @@ impl Coverage {
         self.evicted += after.evicted - before.evicted;
         self.moved += after.handed_over - before.handed_over;
         self.starved += after.starved - before.starved;
+        self.inherited += after.pages_inherited - before.pages_inherited;
+        self.lost_pages += after.pages_lost - before.pages_lost;
         self.walk_entered += after.walk_entered - before.walk_entered;
         self.walk_joined += after.walk_joined - before.walk_joined;
         self.walk_left += after.walk_left - before.walk_left;

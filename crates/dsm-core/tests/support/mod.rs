@@ -15,6 +15,7 @@ pub mod coverage;
 pub mod explore;
 pub mod fingerprint;
 pub mod memory;
+pub mod recover;
 pub mod script;
 pub mod simulate;
 pub mod walks;

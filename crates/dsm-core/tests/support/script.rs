@@ -93,8 +93,8 @@ pub struct Config {
     pub shares: Vec<u64>,
     pub features: Features,
     pub scripts: Vec<Script>,
-    /// The node that may be lost, at any moment.
-    pub loss: Option<usize>,
+    /// The nodes that may be lost, in this order, each at any moment.
+    pub losses: Vec<usize>,
     /// Messages of one node to another arrive in order.
     pub fifo: bool,
     /// How many frames are given back, at any moment.
@@ -120,6 +120,7 @@ pub const PLAIN: Features = Features {
     check: true,
     walks_write: false,
     walk_shared: None,
+    recover: false,
 };
 
 impl Config {
@@ -132,7 +133,7 @@ impl Config {
             shares: shares.to_vec(),
             features: PLAIN,
             scripts,
-            loss: None,
+            losses: Vec::new(),
             fifo: false,
             calm: false,
             evictions: 0,
@@ -163,7 +164,14 @@ impl Config {
     }
 
     pub fn losing(mut self, node: usize) -> Self {
-        self.loss = Some(node);
+        self.losses.push(node);
+        self
+    }
+
+    /// These nodes are lost, and the others go on.
+    pub fn recovering(mut self, lost: &[usize]) -> Self {
+        self.features.recover = true;
+        self.losses = lost.to_vec();
         self
     }
 

@@ -69,6 +69,7 @@ enum Event {
     Quiet(usize, u8),
     Lose,
     End(usize),
+    Learn(usize),
     /// The node looks after its memory.
     Relieve(usize),
     /// The node looks for stores to walk-shared pages.
@@ -124,7 +125,7 @@ pub fn simulate(
 
 impl Simulation<'_> {
     fn run(&mut self, events_max: usize) -> Result<(), String> {
-        if self.config.loss.is_some() {
+        for _ in &self.config.losses {
             let at = self.random.below(self.pace.loss_at);
             self.at(at, Event::Lose);
         }
@@ -192,15 +193,25 @@ impl Simulation<'_> {
                 Ok(())
             }
             Event::Lose => {
-                let node = self.config.loss.ok_or("harness: nobody to lose")?;
+                let next = usize::from(self.world.losses);
+                let node = *self.config.losses.get(next).ok_or("harness: nobody to lose")?;
                 self.world.lose(self.config, node);
+                let recovers = self.config.features.recover;
                 for survivor in (0..self.config.nodes()).filter(|&survivor| survivor != node) {
                     let delay = 1 + self.random.below(self.pace.latency_max * 20);
-                    self.at(delay, Event::End(survivor));
+                    let event = if recovers { Event::Learn } else { Event::End };
+                    self.at(delay, event(survivor));
                 }
                 Ok(())
             }
             Event::End(node) => self.world.apply(self.config, Action::End(node)),
+            Event::Learn(node) if self.world.can_learn(self.config, node) => {
+                self.world.apply(self.config, Action::Learn(node))?;
+                let (network, flying) = (self.world.network.clone(), self.flying.values());
+                self.world.note_recoverable(self.config, network.iter().chain(flying));
+                Ok(())
+            }
+            Event::Learn(_) => Ok(()),
             Event::Tick(node) => {
                 self.ticking[node] = false;
                 self.world.apply(self.config, Action::Tick(node))

@@ -12,7 +12,7 @@ use super::memory::{Mapping, Memory, Turn, UNFIT};
 use super::script::{Config, Op, Use};
 
 /// Added to a thread's number for the holds it takes.
-const HOLDS: u32 = 1000;
+pub const HOLDS: u32 = 1000;
 
 /// A machine with its memory.
 #[derive(Clone)]
@@ -29,11 +29,19 @@ pub struct Node {
     invalidated: Vec<Version>,
 }
 
+impl Node {
+    fn ends(&self) -> bool {
+        self.alive && !self.protocol.has_ended()
+    }
+}
+
 /// A message under way.
 #[derive(Debug)]
 pub struct Envelope {
     pub from: NodeId,
     pub to: NodeId,
+    /// That of the sender.
+    pub epoch: u16,
     pub message: Message,
     pub payload: Vec<u64>,
     fingerprint: u128,
@@ -82,8 +90,10 @@ pub enum Action {
     Release(usize),
     /// The node vanishes.
     Lose(usize),
-    /// The node learns of the loss.
+    /// The node learns of the loss, and its region ends.
     End(usize),
+    /// The node learns of the next loss, and goes on.
+    Learn(usize),
     /// The node gives a frame back, for the sake of something of this age.
     Evict(usize, Page, Age),
     /// The first node asks the second for room.
@@ -110,6 +120,10 @@ pub struct World {
     /// Where pages may be walk-shared.
     pub causality: Option<Causality>,
     pub lost: bool,
+    /// How many have been lost.
+    pub losses: u8,
+    /// Where survivors go on: pages that must be recovered.
+    pub recoverable: Vec<bool>,
     pub evictions: u32,
     pub room_asked: u32,
     /// Pages touched by the last event.
@@ -144,6 +158,8 @@ impl World {
             causality: (config.features.walk_shared)
                 .map(|_| Causality::new(config.nodes(), config.pages)),
             lost: false,
+            losses: 0,
+            recoverable: vec![true; config.pages as usize],
             evictions: 0,
             room_asked: 0,
             touched: Vec::new(),
@@ -165,7 +181,8 @@ impl World {
             }
         }
         let Self { threads, latest, causality, lost, evictions, room_asked, .. } = self;
-        fingerprint(&(sum, threads, latest, causality, lost, evictions, room_asked))
+        let losses = (lost, self.losses, &self.recoverable);
+        fingerprint(&(sum, threads, latest, causality, losses, evictions, room_asked))
     }
 
     /// Messages that have not arrived.
@@ -209,16 +226,15 @@ impl World {
                 actions.push(Action::Release(index));
             }
         }
-        match config.loss {
-            Some(node) if !self.lost => actions.push(Action::Lose(node)),
-            Some(_) => {
-                for (index, node) in self.nodes.iter().enumerate() {
-                    if node.alive && !node.protocol.has_ended() {
-                        actions.push(Action::End(index));
-                    }
-                }
+        if let Some(&node) = config.losses.get(usize::from(self.losses)) {
+            actions.push(Action::Lose(node));
+        }
+        for (index, node) in self.nodes.iter().enumerate() {
+            if self.can_learn(config, index) {
+                actions.push(Action::Learn(index));
+            } else if self.lost && !config.features.recover && node.ends() {
+                actions.push(Action::End(index));
             }
-            None => {}
         }
         for (index, node) in self.nodes.iter().enumerate() {
             if node.alive && !node.protocol.has_ended() && node.memory.has_changes() {
@@ -312,6 +328,7 @@ impl World {
             }
             Action::Release(thread) => self.release_hold(config, thread)?,
             Action::Lose(node) => self.lose(config, node),
+            Action::Learn(node) => self.learn(config, node)?,
             Action::End(node) => {
                 self.turn(config, node, &[], |protocol, fx| {
                     protocol.end(fx);
@@ -378,8 +395,9 @@ impl World {
             return Ok(());
         }
         let sent = self.network.len();
+        self.count_recovery(envelope);
         self.turn(config, to, &envelope.payload, |protocol, fx| {
-            protocol.receive(envelope.from, envelope.message.clone(), fx)
+            protocol.receive_in(envelope.from, envelope.epoch, envelope.message.clone(), fx)
         })?;
         if let Message::Invalidate(invalidate) = &envelope.message
             && !self.nodes[to].protocol.has_ended()
@@ -402,7 +420,7 @@ impl World {
                 match missing {
                     None => self.retire(index, script.node, uses)?,
                     Some((page, _)) if memory.mapping(*page) == Mapping::Poisoned => {
-                        self.kill(index);
+                        self.bury(config, index)?;
                     }
                     Some(&(page, how)) => self.fault(config, index, page, how.access())?,
                 }
@@ -510,7 +528,7 @@ impl World {
         self.touched.push(page);
     }
 
-    fn kill(&mut self, index: usize) {
+    pub fn kill(&mut self, index: usize) {
         self.coverage.poisoned += 1;
         let thread = &mut self.threads[index];
         thread.stance = Stance::Dead;
@@ -528,8 +546,7 @@ impl World {
         let value = (index as u64 + 1) << 16 | (u64::from(self.threads[index].next) + 1);
         let poisoned = |page| self.nodes[node].memory.mapping(page) == Mapping::Poisoned;
         if pages().any(poisoned) {
-            self.kill(index);
-            return Ok(());
+            return self.bury(config, index);
         }
         for page in pages() {
             self.check_latest(node, page)?;
@@ -548,6 +565,7 @@ impl World {
 
     pub fn lose(&mut self, config: &Config, node: usize) {
         self.lost = true;
+        self.losses += 1;
         Arc::make_mut(&mut self.nodes[node]).alive = false;
         Arc::make_mut(&mut self.nodes[node]).held.clear();
         self.network.retain(|envelope| envelope.to.index() != node);
@@ -561,7 +579,7 @@ impl World {
     }
 
     /// One event at one machine, with all that follows from it at once.
-    fn turn(
+    pub fn turn(
         &mut self,
         config: &Config,
         index: usize,
@@ -580,6 +598,7 @@ impl World {
         }
         self.coverage.add_counters(&before, node.protocol.counters());
         let ready = node.protocol.take_ready();
+        let failed = node.protocol.take_failed();
         self.touched.extend(touched);
         self.wake(config, index, &installed, &ready, poisoned);
         for ((to, message, payload), after) in sent.into_iter().zip(after) {
@@ -588,7 +607,7 @@ impl World {
         self.release(index);
         let node = Arc::make_mut(&mut self.nodes[index]);
         node.fingerprint = fingerprint(&(&node.protocol, &node.memory));
-        Ok(())
+        failed.into_iter().try_for_each(|hold| self.bury(config, (hold.0 - HOLDS) as usize))
     }
 
     fn wake(
@@ -662,8 +681,12 @@ impl World {
             return;
         }
         let from = NodeId::new(index).expect("a node of the cluster");
-        let fingerprint = fingerprint(&(from, to, &message, &payload));
-        let envelope = Arc::new(Envelope { from, to, message, payload, fingerprint });
+        let epoch = self.nodes[index].protocol.epoch();
+        if gone.protocol.ignores(from, epoch, &message) {
+            return;
+        }
+        let fingerprint = fingerprint(&(from, to, epoch, &message, &payload));
+        let envelope = Arc::new(Envelope { from, to, epoch, message, payload, fingerprint });
         match after {
             Some(number) => {
                 self.coverage.walk_waited += 1;

@@ -1,0 +1,475 @@
+//! Survivors go on without nodes that were lost.
+//!
+//! Membership, elsewhere, decides who is lost, and in which order; each loss begins the next *epoch*
+//! of the region. Every machine is told, at a moment of its own ([`Protocol::lost`]). Then:
+//!
+//! | phase | what a survivor does | it ends when |
+//! |---|---|---|
+//! | draining | hears the lost nodes no more; takes back its requests and claims; tells all others that it has *entered*, and how many messages with ownership it ever sent them | all have entered, and all ownership that survivors had sent it is here |
+//! | deciding | reports what it has of each page to the page's *recoverer*, a survivor by the page's number; as recoverer it rules when all have reported | all recoverers' verdicts are here |
+//! | settling | tells all that it has settled; serves again, asks for nothing yet | all have settled |
+//!
+//! After that its threads ask for what they need anew.
+//!
+//! # Why it is right
+//!
+//! *Old messages.* Every message belongs to the epoch of its sender ([`Protocol::epoch`]). What comes from
+//! an older epoch is dropped, for all that it asked is asked anew: requests, invalidations and copies.
+//! Only ownership must not be dropped, since it may be the only one; it is counted, so that it needs no
+//! order on the links, and taken while draining, without being answered or claimed. No message
+//! of a newer epoch but *entered* can reach a node that has not entered: everything else is sent
+//! after all have.
+//!
+//! *A valid copy is the latest completed content.* Whoever writes first needs an acknowledgement of each
+//! valid copy; a survivor that has entered gives none until all is ruled, and what it gave
+//! before, it has no valid copy of. So while a survivor's copy is readable, no node, and no lost one, has
+//! completed a write that the copy lacks. Nothing else proves this: the frame of a page that is
+//! `Invalid` may be any number of writes old, also if this node was its last known owner, since the
+//! next one may have written without a word. Such frames are never revived.
+//!
+//! *One owner.* When all have drained, ownership is at a survivor or lost: none is under way, and none can
+//! come. If a survivor has it, it keeps the page, and its copyset is right as it is: all valid copies
+//! are in it, or among those it was invalidating, which come back into it. If none has it, one holder of
+//! a valid copy gets it, with the others as copyset. If nobody has a copy, nothing is left: the
+//! page is [`PageState::Lost`], and who touches it learns so.
+//!
+//! *Untouched pages* need no report: a first owner that survives owns what it does not report as given
+//! away. What a lost node had in its own range may have been written without a word to
+//! anybody, so it is lost, except where a survivor reports otherwise.
+//!
+//! *Versions.* All pages of lost owners go on at one version above all that any frame at a survivor has,
+//! so that no frame is ever taken for what it is not. (A copy may have a version above another's
+//! with the same bytes, where ownership moved without a write.)
+//!
+//! *Hints* may point to the lost, to a grant of theirs that will never come, or past these. All are reset, to
+//! the page's recoverer, at version 0; and there, to the owner. From the owner on they rise
+//! as ever, so that a path still ends, two steps longer at most.
+//!
+//! *A second loss* at any moment begins the next epoch, with the same steps from the state as it is then.
+//! A verdict that only some have got is no harm: at each moment, valid copies are the latest, they
+//! are known to the owner if there is one, and no page has two.
+//!
+//! *It ends.* Each phase waits for messages of survivors only, which wait for nothing but the phase before.
+//!
+//! Walk-shared pages have several writers, whose home may be lost: with them, regions end.
+
+mod directory;
+mod message;
+mod report;
+mod rule;
+
+use std::collections::BTreeMap;
+
+pub(super) use directory::Recoverers;
+pub use message::{Held, Holding, Holdings, RUNS_MAX, Recover, Run, Verdict, Yours};
+
+use super::mutation::Mutation;
+use super::table::{Role, Sharing};
+use super::{Effects, Message, PageState, Protocol, Right, Violation};
+use crate::types::{Age, NodeId, NodeSet, Page, ThreadId, Version};
+
+/// Where a machine stands in a recovery.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+enum Phase {
+    #[default]
+    None,
+    Draining,
+    Deciding,
+    Settling,
+}
+
+/// What a machine knows of losses.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub(super) struct Recovery {
+    epoch: u16,
+    lost: NodeSet,
+    phase: Phase,
+    /// Messages that give ownership, ever sent to and received from each node.
+    sent: BTreeMap<NodeId, u64>,
+    received: BTreeMap<NodeId, u64>,
+    /// Who has entered a newer epoch than this node, and what it said.
+    early: BTreeMap<NodeId, (u16, u64)>,
+    /// Who has entered this epoch, and what it said.
+    entered: BTreeMap<NodeId, u64>,
+    holdings: BTreeMap<NodeId, Reported>,
+    verdicts: BTreeMap<NodeId, Parts>,
+    settled: NodeSet,
+    /// Holds that will never be complete, not reported yet.
+    failed: Vec<ThreadId>,
+}
+
+/// Holdings of one survivor, as far as they have come.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+struct Reported {
+    parts: Parts,
+    highest: Version,
+    runs: Vec<Held>,
+}
+
+/// How much of a message in several parts has come.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+struct Parts {
+    come: u32,
+    all: Option<u32>,
+}
+
+impl Parts {
+    /// Part number `part` comes; whether it may.
+    fn add(&mut self, part: u32, last: bool) -> bool {
+        if last && self.all.is_none() {
+            self.all = part.checked_add(1);
+        } else if last {
+            return false;
+        }
+        self.come = self.come.saturating_add(1);
+        self.all.is_none_or(|all| part < all && self.come <= all)
+    }
+
+    fn are_complete(self) -> bool {
+        self.all == Some(self.come)
+    }
+}
+
+impl Message {
+    /// Whether ownership of some page goes along: then the network's message is all there is of it.
+    pub fn gives_ownership(&self) -> bool {
+        match self {
+            Self::Grant(grant) => {
+                let gives = |right| matches!(right, Right::Ownership { .. });
+                grant.lease.is_some() || grant.pages.iter().any(|granted| gives(granted.right))
+            }
+            Self::HandOver(_) => true,
+            _ => false,
+        }
+    }
+}
+
+impl Protocol {
+    /// The epoch that messages sent now belong to: 0, and the number of the last loss.
+    pub fn epoch(&self) -> u16 {
+        self.recovery.epoch
+    }
+
+    /// Whether a loss has happened and its consequences are not settled: nothing is asked for.
+    pub fn is_recovering(&self) -> bool {
+        self.recovery.phase != Phase::None
+    }
+
+    /// Nodes that were lost.
+    pub fn lost_nodes(&self) -> NodeSet {
+        self.recovery.lost
+    }
+
+    /// Holds that wait for a lost page, since the last call: they will not be complete, and have ended.
+    pub fn take_failed(&mut self) -> Vec<ThreadId> {
+        std::mem::take(&mut self.recovery.failed)
+    }
+
+    /// Pages in rows of which nothing is left, lowest first.
+    pub fn lost_pages(&self) -> Vec<Run> {
+        let lost = |page| self.table.get(page).state == PageState::Lost;
+        self.runs_of(self.served.clone(), |page| lost(page).then_some(()))
+            .into_iter()
+            .map(|(run, ())| run)
+            .collect()
+    }
+
+    /// The nodes in `nodes` are lost, which begins `epoch`. All survivors must be told of the same
+    /// losses with the same numbers, each in its own time.
+    ///
+    /// Where [`super::Features::recover`] is off, or pages may be walk-shared, the region ends.
+    pub fn lost<E: Effects>(&mut self, nodes: NodeSet, epoch: u16, fx: &mut E) {
+        if self.ended || epoch <= self.recovery.epoch {
+            return;
+        }
+        let features = self.settings.features;
+        if !features.recover || features.walk_shared.is_some() || nodes.contains(self.me()) {
+            return self.end(fx);
+        }
+        let recovery = &mut self.recovery;
+        (recovery.epoch, recovery.phase) = (epoch, Phase::Draining);
+        recovery.lost = NodeSet::from_bits(recovery.lost.bits() | nodes.bits());
+        recovery.holdings.clear();
+        recovery.verdicts.clear();
+        recovery.settled = NodeSet::EMPTY;
+        recovery.entered.clear();
+        for (&node, &(entered, sent)) in &recovery.early {
+            if entered == epoch {
+                recovery.entered.insert(node, sent);
+            }
+        }
+        recovery.early.retain(|_, early| early.0 > epoch);
+        self.take_back();
+        for node in self.survivors().without(self.me()).iter() {
+            let sent = self.recovery.sent.get(&node).copied().unwrap_or(0);
+            self.send(node, Message::Recover(Recover::Entered { sent }), fx);
+        }
+        // Nobody else may be left; then there is nothing to contradict.
+        let _ = self.advance(fx);
+        self.settle(fx);
+    }
+
+    /// As [`Protocol::receive`], for a message that its sender sent in `epoch`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Protocol::receive`].
+    pub fn receive_in<E: Effects>(
+        &mut self,
+        from: NodeId,
+        epoch: u16,
+        message: Message,
+        fx: &mut E,
+    ) -> Result<(), Violation> {
+        self.check(from, &message)?;
+        if self.ended || self.ignores(from, epoch, &message) {
+            return Ok(());
+        }
+        if self.settings.features.recover && message.gives_ownership() {
+            *self.recovery.received.entry(from).or_default() += 1;
+        }
+        let phase = self.recovery.phase;
+        match message {
+            Message::Recover(message) => self.receive_recover(from, epoch, message, fx)?,
+            message if epoch < self.recovery.epoch && message.gives_ownership() => {
+                if phase != Phase::Draining {
+                    return Err(Violation::Recovery { node: from.index() });
+                }
+                self.absorb(from, message, fx)?;
+                self.advance(fx)?;
+            }
+            _ if epoch > self.recovery.epoch
+                || matches!(phase, Phase::Draining | Phase::Deciding)
+                    && epoch == self.recovery.epoch =>
+            {
+                return Err(Violation::Recovery { node: from.index() });
+            }
+            message => self.handle(from, message, fx)?,
+        }
+        self.settle(fx);
+        Ok(())
+    }
+
+    /// Whether a message means nothing to this node any more: it is from a lost node, or from an older
+    /// epoch and gives no ownership.
+    pub fn ignores(&self, from: NodeId, epoch: u16, message: &Message) -> bool {
+        let lost = self.recovery.lost.contains(from);
+        let old = epoch < self.recovery.epoch && !message.gives_ownership();
+        lost && !self.mutated(Mutation::RecoverHearingTheLost)
+            || old && !self.mutated(Mutation::RecoverHearingThePast)
+    }
+
+    pub(super) fn check_recover(&self, message: &Recover) -> Result<(), Violation> {
+        let check = |run: &Run| {
+            self.check_page(run.first)?;
+            let last = run.end().0.checked_sub(1).filter(|_| run.pages > 0);
+            self.check_page(Page(last.unwrap_or(u64::MAX)))
+        };
+        match message {
+            Recover::Entered { .. } | Recover::Settled => Ok(()),
+            Recover::Holdings(holdings) => {
+                holdings.runs.iter().try_for_each(|held| check(&held.run))
+            }
+            Recover::Verdict(verdict) => {
+                verdict.lost.iter().try_for_each(check)?;
+                verdict.yours.iter().try_for_each(|yours| {
+                    check(&yours.run)?;
+                    self.check_nodes(yours.copyset)
+                })
+            }
+        }
+    }
+
+    fn receive_recover<E: Effects>(
+        &mut self,
+        from: NodeId,
+        epoch: u16,
+        message: Recover,
+        fx: &mut E,
+    ) -> Result<(), Violation> {
+        let violation = Violation::Recovery { node: from.index() };
+        if !self.settings.features.recover {
+            return Err(violation);
+        }
+        let recovery = &mut self.recovery;
+        if let Recover::Entered { sent } = message
+            && epoch > recovery.epoch
+        {
+            // This node will be told, too. Only the last that the other entered can come to count.
+            let early = recovery.early.entry(from).or_insert((epoch, sent));
+            *early = (*early).max((epoch, sent));
+            return Ok(());
+        }
+        if epoch != recovery.epoch {
+            return Err(violation);
+        }
+        let fits = match message {
+            Recover::Entered { sent } => recovery.entered.insert(from, sent).is_none(),
+            Recover::Holdings(Holdings { part, last, highest, runs }) => {
+                let reported = recovery.holdings.entry(from).or_default();
+                reported.highest = reported.highest.max(highest);
+                reported.runs.extend(runs);
+                reported.parts.add(part, last)
+            }
+            Recover::Verdict(verdict) => {
+                let parts = recovery.verdicts.entry(from).or_default();
+                let fits =
+                    recovery.phase == Phase::Deciding && parts.add(verdict.part, verdict.last);
+                fits && self.obey(&verdict)
+            }
+            Recover::Settled => {
+                let new = !recovery.settled.contains(from);
+                recovery.settled.insert(from);
+                new
+            }
+        };
+        if !fits {
+            return Err(violation);
+        }
+        self.advance(fx)
+    }
+
+    /// These holds wait for a lost page.
+    pub(super) fn fail_holds(&mut self, holds: Vec<ThreadId>) {
+        self.recovery.failed.extend(holds);
+    }
+
+    /// Ownership leaves: who recovers from a loss waits until it has come.
+    pub(super) fn count_ownership(&mut self, to: NodeId, message: &Message) {
+        if self.settings.features.recover && message.gives_ownership() {
+            *self.recovery.sent.entry(to).or_default() += 1;
+        }
+    }
+
+    /// Nodes that are not lost.
+    fn survivors(&self) -> NodeSet {
+        let all = (0..self.settings.nodes).filter_map(NodeId::new);
+        all.filter(|&node| !self.recovery.lost.contains(node)).collect()
+    }
+
+    /// Goes on to the next phase as far as what has come allows.
+    fn advance<E: Effects>(&mut self, fx: &mut E) -> Result<(), Violation> {
+        let survivors = self.survivors();
+        if self.recovery.phase == Phase::Draining && self.is_drained(survivors) {
+            self.recovery.phase = Phase::Deciding;
+            self.report_holdings(survivors, fx);
+        }
+        if self.recovery.phase == Phase::Deciding {
+            let me = self.me();
+            if !self.recovery.verdicts.contains_key(&me) && self.has_all_holdings(survivors) {
+                self.rule(survivors, fx)?;
+            }
+            let verdict = |node| self.recovery.verdicts.get(&node).copied();
+            let ruled = |node| verdict(node).is_some_and(Parts::are_complete);
+            let early = self.mutated(Mutation::RecoverWithoutAVerdict);
+            if survivors.iter().all(ruled) || early && ruled(me) {
+                self.recovery.phase = Phase::Settling;
+                self.recovery.settled.insert(me);
+                for node in survivors.without(me).iter() {
+                    self.send(node, Message::Recover(Recover::Settled), fx);
+                }
+            }
+        }
+        let all = survivors.iter().all(|node| self.recovery.settled.contains(node));
+        let early = self.mutated(Mutation::RecoverWithoutSettling);
+        if self.recovery.phase == Phase::Settling && (all || early) {
+            self.recovery.phase = Phase::None;
+            self.ask_anew(fx);
+        }
+        Ok(())
+    }
+
+    fn is_drained(&self, survivors: NodeSet) -> bool {
+        let come = |node: &NodeId| self.recovery.received.get(node).copied().unwrap_or(0);
+        survivors.without(self.me()).iter().all(|node| {
+            let sent = self.recovery.entered.get(&node);
+            sent.is_some_and(|&sent| {
+                come(&node) >= sent || self.mutated(Mutation::RecoverWithoutDraining)
+            })
+        })
+    }
+
+    fn has_all_holdings(&self, survivors: NodeSet) -> bool {
+        let complete = |node: NodeId| {
+            self.recovery.holdings.get(&node).is_some_and(|reported| reported.parts.are_complete())
+        };
+        let skipped = self.mutated(Mutation::RecoverWithoutAReport);
+        survivors.iter().all(|node| complete(node) || skipped && node != self.me())
+    }
+
+    /// Takes back all that this node has asked for, and what it was about to answer.
+    fn take_back(&mut self) {
+        self.outbound.clear();
+        self.leasing.clear();
+        self.starved.clear();
+        self.rooms.forget_questions();
+        let pages: Vec<Page> = self.pending.keys().copied().collect();
+        for page in pages {
+            let keeps_claim = self.mutated(Mutation::RecoverKeepingClaims);
+            let Some(pending) = self.pending.get_mut(&page) else { continue };
+            pending.request = None;
+            pending.waiters.clear();
+            pending.deferred = None;
+            if !keeps_claim && let Some(claim) = pending.invalidating.take() {
+                // The copies that have not gone are copies again. The version stays raised.
+                let missing = if self.mutated(Mutation::RecoverForgettingAcks) {
+                    NodeSet::EMPTY
+                } else {
+                    claim.missing
+                };
+                let mut entry = self.table.get(page);
+                if let Role::Owner { sharing, .. } = &mut entry.role {
+                    *sharing = Sharing::Copies(missing);
+                }
+                self.table.put(page, entry);
+            }
+            self.tidy(page);
+        }
+    }
+
+    /// Ownership from before the loss is here: it is taken, and nothing is made of it yet.
+    fn absorb<E: Effects>(
+        &mut self,
+        from: NodeId,
+        message: Message,
+        fx: &mut E,
+    ) -> Result<(), Violation> {
+        if self.mutated(Mutation::RecoverDroppingOwnership) {
+            return Ok(());
+        }
+        match message {
+            Message::Grant(grant) => {
+                if let Some(page) = grant.lease {
+                    let start = self.table.block_start(page);
+                    let fits = self.table.is_untouched(start);
+                    if !fits || self.settings.homes.of(start) != from {
+                        return Err(Violation::MalformedGrant { page: page.0 });
+                    }
+                    self.table.lease(start, self.me());
+                }
+                let mut payload = 0;
+                for granted in &grant.pages {
+                    let source = granted.data.then_some(payload);
+                    payload += usize::from(granted.data);
+                    if matches!(granted.right, Right::Ownership { .. }) {
+                        self.take_ownership(granted, source, fx)?;
+                    }
+                }
+                Ok(())
+            }
+            Message::HandOver(hand_over) => self.accept_hand_over(from, &hand_over, fx),
+            _ => Ok(()),
+        }
+    }
+
+    /// All have settled: what threads still need is asked for anew, the oldest first.
+    fn ask_anew<E: Effects>(&mut self, fx: &mut E) {
+        let needs =
+            self.pending.iter().filter_map(|(&page, pending)| Some((pending.need?.age, page)));
+        let mut needs: Vec<(Age, Page)> = needs.collect();
+        needs.sort_unstable();
+        for (_, page) in needs {
+            self.resume(page, fx);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What a recoverer rules, when all survivors have reported, and how verdicts take effect.
+
+use std::ops::Range;
+
+use super::super::mutation::Mutation;
+use super::super::table::{Entry, Role, Sharing};
+use super::super::{Effects, Message, PageState, Protocol, Violation};
+use super::report::{parts, push};
+use super::{Held, Holding, Parts, Recover, Run, Verdict, Yours};
+use crate::types::{NodeId, NodeSet, Page, Version};
+
+/// What becomes of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ruling {
+    /// This survivor has it.
+    Kept(NodeId),
+    /// Its owner was lost; one survivor with a valid copy becomes owner, with the others as copyset.
+    Inherited(NodeId, NodeSet),
+    /// Nothing is left.
+    Lost,
+}
+
+/// Who has what of one page.
+#[derive(Clone, Copy, Default)]
+struct Reports {
+    owned: NodeSet,
+    copies: NodeSet,
+    given: NodeSet,
+}
+
+impl Reports {
+    fn of(&mut self, holding: Holding) -> &mut NodeSet {
+        match holding {
+            Holding::Owned => &mut self.owned,
+            Holding::Copy => &mut self.copies,
+            Holding::Given => &mut self.given,
+        }
+    }
+}
+
+impl Protocol {
+    /// Rules on all pages that this node is the recoverer of.
+    pub(super) fn rule<E: Effects>(
+        &mut self,
+        survivors: NodeSet,
+        fx: &mut E,
+    ) -> Result<(), Violation> {
+        let reported = std::mem::take(&mut self.recovery.holdings);
+        let highest = reported.values().map(|reported| reported.highest).max().unwrap_or_default();
+        let version = if self.mutated(Mutation::RecoverKeepingVersions) {
+            Version::ZERO.next()
+        } else {
+            highest.next()
+        };
+        let mut held: Vec<(NodeId, Held)> = Vec::new();
+        for (node, reported) in reported {
+            held.extend(reported.runs.into_iter().map(|run| (node, run)));
+        }
+        held.sort_unstable_by_key(|(_, held)| held.run.first);
+        let mut rulings: Vec<(Run, Ruling)> = Vec::new();
+        let mut rest = &held[..];
+        for (recoverer, range) in self.table.chunks(self.served.clone()) {
+            if recoverer == self.me() {
+                let before = rest.partition_point(|(_, held)| held.run.first < range.start);
+                rest = &rest[before..];
+                let here = rest.partition_point(|(_, held)| held.run.first < range.end);
+                self.rule_on(range, &rest[..here], &mut rulings)?;
+                rest = &rest[here..];
+            }
+        }
+        self.announce(&rulings, version, survivors, fx);
+        Ok(())
+    }
+
+    /// Rules on the pages in `range`, of which `held` says who has what.
+    fn rule_on(
+        &self,
+        range: Range<Page>,
+        held: &[(NodeId, Held)],
+        rulings: &mut Vec<(Run, Ruling)>,
+    ) -> Result<(), Violation> {
+        // Where something begins or ends, in order; between two of these all pages are alike.
+        let homes = self.settings.homes.ends();
+        let mut cuts: Vec<Page> = vec![range.start, range.end];
+        cuts.extend(homes.filter(|page| range.contains(page)));
+        let mut events: Vec<(Page, bool, NodeId, Holding)> = Vec::new();
+        for &(node, Held { run, holding }) in held {
+            let end = run.end().min(range.end);
+            events.push((run.first, true, node, holding));
+            events.push((end, false, node, holding));
+            cuts.extend([run.first, end]);
+        }
+        events.sort_unstable();
+        cuts.sort_unstable();
+        cuts.dedup();
+        let mut events = events.into_iter().peekable();
+        let mut reports = Reports::default();
+        for pages in cuts.windows(2) {
+            let (start, end) = (pages[0], pages[1]);
+            while let Some((_, begins, node, holding)) = events.next_if(|event| event.0 <= start) {
+                let set = reports.of(holding);
+                if begins {
+                    set.insert(node);
+                } else {
+                    set.remove(node);
+                }
+            }
+            if let Some(ruling) = self.ruling(start, reports)? {
+                push(rulings, start..end, ruling);
+            }
+        }
+        Ok(())
+    }
+
+    /// What becomes of `page`; none where its first owner goes on as at the start.
+    fn ruling(&self, page: Page, reports: Reports) -> Result<Option<Ruling>, Violation> {
+        let Reports { owned, copies, given } = reports;
+        if owned.len() > 1 {
+            return Err(Violation::SecondOwner { page: page.0 });
+        }
+        let first = self.settings.homes.of(page);
+        let silent = !copies.contains(first) && !given.contains(first);
+        let trusted = self.mutated(Mutation::RecoverUnprovenZeros) && copies.is_empty();
+        if let Some(owner) = owned.iter().next() {
+            return Ok(Some(Ruling::Kept(owner)));
+        }
+        if silent && !self.recovery.lost.contains(first) {
+            return Ok(None);
+        }
+        let heir = if copies.contains(self.me()) { Some(self.me()) } else { copies.iter().next() };
+        Ok(Some(match heir {
+            Some(heir) => Ruling::Inherited(heir, copies.without(heir)),
+            None if trusted => Ruling::Inherited(self.me(), NodeSet::EMPTY),
+            None => Ruling::Lost,
+        }))
+    }
+
+    /// Lets the rulings take effect here, and tells all others what concerns them.
+    fn announce<E: Effects>(
+        &mut self,
+        rulings: &[(Run, Ruling)],
+        version: Version,
+        survivors: NodeSet,
+        fx: &mut E,
+    ) {
+        let me = self.me();
+        for &(run, ruling) in rulings {
+            match ruling {
+                Ruling::Kept(owner) | Ruling::Inherited(owner, _) if owner != me => {
+                    self.table.point(run.first..run.end(), owner);
+                }
+                _ => {}
+            }
+        }
+        for node in survivors.iter() {
+            let concerns: Vec<(Run, Ruling)> = rulings
+                .iter()
+                .copied()
+                .filter(|(_, ruling)| match ruling {
+                    Ruling::Kept(_) => false,
+                    Ruling::Inherited(heir, _) => *heir == node,
+                    Ruling::Lost => true,
+                })
+                .collect();
+            for (part, last, rulings) in parts(&concerns) {
+                let verdict = verdict(part, last, version, rulings);
+                if node == me {
+                    self.obey(&verdict);
+                } else {
+                    self.send(node, Message::Recover(Recover::Verdict(verdict)), fx);
+                }
+            }
+        }
+        self.recovery.verdicts.insert(me, Parts { come: 1, all: Some(1) });
+    }
+
+    /// Does what a recoverer has decided; whether it fits what is here.
+    pub(super) fn obey(&mut self, verdict: &Verdict) -> bool {
+        for &Yours { run, copyset } in &verdict.yours {
+            for page in (run.first.0..run.end().0).map(Page) {
+                let entry = self.table.get(page);
+                let fits = entry.state == PageState::Shared && !entry.is_owner();
+                let stale = self.mutated(Mutation::RecoverStaleFrames)
+                    || self.mutated(Mutation::RecoverUnprovenZeros);
+                if !fits && !stale || copyset.contains(self.me()) {
+                    return false;
+                }
+                let role = Role::Owner {
+                    same_since: verdict.version,
+                    migratory: 0,
+                    sharing: Sharing::Copies(copyset),
+                };
+                self.table.put(page, Entry { version: verdict.version, role, ..entry });
+                self.counters.pages_inherited += 1;
+            }
+        }
+        for run in &verdict.lost {
+            let pages = run.first..run.end();
+            if self.table.holds_any(pages.clone()) {
+                return false;
+            }
+            self.counters.pages_lost += self.table.lose(pages);
+        }
+        true
+    }
+}
+
+fn verdict(part: u32, last: bool, version: Version, rulings: &[(Run, Ruling)]) -> Verdict {
+    let mut verdict = Verdict { part, last, version, yours: Vec::new(), lost: Vec::new() };
+    for &(run, ruling) in rulings {
+        match ruling {
+            Ruling::Inherited(_, copyset) => verdict.yours.push(Yours { run, copyset }),
+            Ruling::Lost => verdict.lost.push(run),
+            Ruling::Kept(_) => {}
+        }
+    }
+    verdict
+}

@@ -1,0 +1,181 @@
+//! Messages of the recovery from a loss, to bytes and back.
+
+use zerocopy::IntoBytes;
+
+use super::decode::{contradiction, exact_length, items, nodes, page, take, version};
+use super::header::{Kind, at_most, zero};
+use super::layout::{PART_LAST, RawEntered, RawHeld, RawHoldings, RawRun, RawVerdict, RawYours};
+use super::{Limits, WireError};
+use crate::protocol::{Held, Holding, Holdings, RUNS_MAX, Recover, Run, Verdict, Yours};
+use crate::types::Page;
+
+const HOLDINGS: &str = "holdings";
+const VERDICT: &str = "verdict";
+
+/// Appends the body of `message` to `out`.
+///
+/// # Panics
+/// When it has more runs than a message may have: the protocol never makes such a message.
+pub(super) fn put(message: &Recover, out: &mut Vec<u8>) -> Kind {
+    match message {
+        Recover::Entered { sent } => {
+            out.extend_from_slice(RawEntered { sent: (*sent).into() }.as_bytes());
+            Kind::RecoverEntered
+        }
+        Recover::Holdings(holdings) => {
+            put_holdings(holdings, out);
+            Kind::RecoverHoldings
+        }
+        Recover::Verdict(verdict) => {
+            put_verdict(verdict, out);
+            Kind::RecoverVerdict
+        }
+        Recover::Settled => Kind::RecoverSettled,
+    }
+}
+
+fn put_holdings(holdings: &Holdings, out: &mut Vec<u8>) {
+    assert!(holdings.runs.len() <= RUNS_MAX, "too many runs");
+    let raw = RawHoldings {
+        highest: holdings.highest.get().into(),
+        part: holdings.part.into(),
+        runs: (holdings.runs.len() as u16).into(),
+        flags: if holdings.last { PART_LAST } else { 0 },
+        reserved: [0; 9],
+    };
+    out.extend_from_slice(raw.as_bytes());
+    for Held { run, holding } in &holdings.runs {
+        let raw = RawHeld {
+            first: run.first.0.into(),
+            pages: run.pages.into(),
+            holding: *holding as u8,
+            reserved: [0; 3],
+        };
+        out.extend_from_slice(raw.as_bytes());
+    }
+}
+
+fn put_verdict(verdict: &Verdict, out: &mut Vec<u8>) {
+    assert!(verdict.yours.len() + verdict.lost.len() <= RUNS_MAX, "too many runs");
+    let raw = RawVerdict {
+        version: verdict.version.get().into(),
+        part: verdict.part.into(),
+        yours: (verdict.yours.len() as u16).into(),
+        lost: (verdict.lost.len() as u16).into(),
+        flags: if verdict.last { PART_LAST } else { 0 },
+        reserved: [0; 7],
+    };
+    out.extend_from_slice(raw.as_bytes());
+    for Yours { run, copyset } in &verdict.yours {
+        let raw = RawYours {
+            first: run.first.0.into(),
+            pages: run.pages.into(),
+            reserved: [0; 4],
+            copyset: copyset.bits().into(),
+        };
+        out.extend_from_slice(raw.as_bytes());
+    }
+    for run in &verdict.lost {
+        let raw = RawRun { first: run.first.0.into(), pages: run.pages.into(), reserved: [0; 4] };
+        out.extend_from_slice(raw.as_bytes());
+    }
+}
+
+/// Reads the body of a message of this kind.
+pub(super) fn recover(kind: Kind, body: &[u8], limits: &Limits) -> Result<Recover, WireError> {
+    Ok(match kind {
+        Kind::RecoverEntered => {
+            exact_length("entered", body, size_of::<RawEntered>())?;
+            let (raw, _) = take::<RawEntered>("entered", body)?;
+            Recover::Entered { sent: raw.sent.get() }
+        }
+        Kind::RecoverHoldings => Recover::Holdings(holdings(body, limits)?),
+        Kind::RecoverVerdict => Recover::Verdict(verdict(body, limits)?),
+        Kind::RecoverSettled => {
+            exact_length("settled", body, 0)?;
+            Recover::Settled
+        }
+        _ => return Err(WireError::NotAPageMessage { kind: kind.code() }),
+    })
+}
+
+fn holdings(body: &[u8], limits: &Limits) -> Result<Holdings, WireError> {
+    let (raw, rest) = take::<RawHoldings>(HOLDINGS, body)?;
+    raw.reserved.iter().try_for_each(|&byte| zero(HOLDINGS, byte.into()))?;
+    let last = is_last(HOLDINGS, raw.flags)?;
+    let count = at_most("holdings.runs", raw.runs.get().into(), RUNS_MAX as u64)? as usize;
+    exact_length(HOLDINGS, rest, count * size_of::<RawHeld>())?;
+    let mut ascending = Ascending(HOLDINGS, 0);
+    let mut runs = Vec::with_capacity(count);
+    for raw in items::<RawHeld>(HOLDINGS, rest)? {
+        raw.reserved.iter().try_for_each(|&byte| zero(HOLDINGS, byte.into()))?;
+        let run = ascending.run(raw.first.get(), raw.pages.get(), limits)?;
+        runs.push(Held { run, holding: holding(raw.holding)? });
+    }
+    let highest = version("holdings.highest", raw.highest.get())?;
+    Ok(Holdings { part: raw.part.get(), last, highest, runs })
+}
+
+fn holding(found: u8) -> Result<Holding, WireError> {
+    Ok(match found {
+        0 => Holding::Owned,
+        1 => Holding::Copy,
+        2 => Holding::Given,
+        _ => return Err(WireError::Beyond { field: "holding", found: found.into(), max: 2 }),
+    })
+}
+
+fn verdict(body: &[u8], limits: &Limits) -> Result<Verdict, WireError> {
+    let (raw, rest) = take::<RawVerdict>(VERDICT, body)?;
+    raw.reserved.iter().try_for_each(|&byte| zero(VERDICT, byte.into()))?;
+    let last = is_last(VERDICT, raw.flags)?;
+    let (yours, lost) = (usize::from(raw.yours.get()), usize::from(raw.lost.get()));
+    at_most("verdict.runs", (yours + lost) as u64, RUNS_MAX as u64)?;
+    let yours_len = yours * size_of::<RawYours>();
+    exact_length(VERDICT, rest, yours_len + lost * size_of::<RawRun>())?;
+    let (yours, lost) = rest.split_at_checked(yours_len).unwrap_or((rest, &[]));
+    let mut verdict = Verdict {
+        part: raw.part.get(),
+        last,
+        version: version("verdict.version", raw.version.get())?,
+        yours: Vec::new(),
+        lost: Vec::new(),
+    };
+    let mut ascending = Ascending(VERDICT, 0);
+    for raw in items::<RawYours>(VERDICT, yours)? {
+        raw.reserved.iter().try_for_each(|&byte| zero(VERDICT, byte.into()))?;
+        let run = ascending.run(raw.first.get(), raw.pages.get(), limits)?;
+        let copyset = nodes("yours.copyset", raw.copyset.get(), limits)?;
+        verdict.yours.push(Yours { run, copyset });
+    }
+    let mut ascending = Ascending(VERDICT, 0);
+    for raw in items::<RawRun>(VERDICT, lost)? {
+        raw.reserved.iter().try_for_each(|&byte| zero(VERDICT, byte.into()))?;
+        verdict.lost.push(ascending.run(raw.first.get(), raw.pages.get(), limits)?);
+    }
+    Ok(verdict)
+}
+
+fn is_last(message: &'static str, flags: u8) -> Result<bool, WireError> {
+    zero(message, (flags & !PART_LAST).into())?;
+    Ok(flags & PART_LAST != 0)
+}
+
+/// Reads runs of pages of a message, of which each begins where the one before has ended, or later.
+struct Ascending(&'static str, u64);
+
+impl Ascending {
+    fn run(&mut self, first: u64, pages: u32, limits: &Limits) -> Result<Run, WireError> {
+        let Self(message, end) = self;
+        if pages == 0 {
+            return Err(contradiction(message, "a run has no pages"));
+        }
+        if first < *end {
+            return Err(contradiction(message, "runs do not ascend"));
+        }
+        page("run.first", first, limits)?;
+        *end = first.saturating_add(pages.into());
+        page("run.last", *end - 1, limits)?;
+        Ok(Run { first: Page(first), pages })
+    }
+}
