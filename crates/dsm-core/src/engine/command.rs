@@ -1,5 +1,6 @@
 //! What other threads ask of a worker.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::pages::RegionMemory;
 use crate::protocol::Settings;
 use crate::transport::Transport;
-use crate::types::{Access, NodeId, Page, RegionId, ThreadId};
+use crate::types::{Access, NodeId, NodeSet, Page, RegionId, ThreadId};
 
 use super::handle::HoldError;
 use super::observe::Observer;
@@ -50,6 +51,16 @@ pub(super) enum Command {
     },
     End {
         reply: Reply<()>,
+    },
+    /// Nodes are lost.
+    Lose {
+        lost: NodeSet,
+        epoch: u16,
+        reply: Reply<()>,
+    },
+    LostPages {
+        region: RegionId,
+        reply: Reply<Vec<Range<Page>>>,
     },
     /// Pages that find no frame are lost.
     GiveUp {

@@ -23,6 +23,7 @@ use super::budget::Budget;
 use super::command::{Command, HoldRequest};
 use super::observe::Observer;
 use super::pace::{Nudge, Pace};
+use super::recover::Losses;
 use super::source::Wake;
 use super::stats::RegionStats;
 use super::wait::WaitMode;
@@ -96,6 +97,15 @@ pub enum EngineEvent {
         /// The region.
         region: RegionId,
     },
+    /// The part of a region that one worker serves has settled after a loss.
+    Recovered {
+        /// The region.
+        region: RegionId,
+        /// The epoch that the loss began.
+        epoch: u16,
+        /// Pages of which nothing is left, also after earlier losses; lowest first.
+        lost: Vec<Range<Page>>,
+    },
     /// The kernel refused an operation on a region's memory; the region cannot go on.
     MemoryFailed {
         /// The region.
@@ -133,6 +143,9 @@ pub enum HoldError {
     /// The region has ended, because a node was lost.
     #[error("the region has ended because a node was lost")]
     Ended,
+    /// A page was lost with a node.
+    #[error("a page of the range was lost with a node")]
+    Lost,
     /// More pages or holds than allowed.
     #[error("{what}: {asked} asked for, {most} allowed")]
     TooMany {
@@ -186,6 +199,7 @@ pub struct Engine {
     regions: Mutex<HashMap<RegionId, Arc<RegionMemory>>>,
     /// Regions of which something may have to be flushed.
     shares: Arc<AtomicUsize>,
+    losses: Mutex<Losses>,
     holds: AtomicU32,
     last_hold: AtomicU32,
 }
@@ -263,6 +277,7 @@ impl Engine {
             workers,
             regions: Mutex::default(),
             shares,
+            losses: Mutex::default(),
             holds: AtomicU32::new(0),
             last_hold: AtomicU32::new(0),
         })
@@ -354,12 +369,13 @@ impl Engine {
 
     fn settings(&self, spec: &RegionSpec) -> Settings {
         let pages = spec.memory.pages();
+        let shares = self.losses_mut().shares(&spec.shares);
         Settings {
             me: self.config.me,
             nodes: self.config.nodes,
             pages,
             lease_pages: LEASE_PAGES,
-            homes: Homes::spread(pages, LEASE_PAGES, &spec.shares),
+            homes: Homes::spread(pages, LEASE_PAGES, &shares),
             features: spec.features,
             #[cfg(feature = "mutations")]
             mutation: SEEDED.get().copied(),
@@ -548,7 +564,7 @@ impl Engine {
         Ok(stats)
     }
 
-    fn ask_all<T>(
+    pub(super) fn ask_all<T>(
         &self,
         mut command: impl FnMut(mpsc::SyncSender<T>) -> Command,
     ) -> Result<Vec<T>, EngineError> {
@@ -562,6 +578,10 @@ impl Engine {
             .into_iter()
             .map(|answer| answer.recv_timeout(ANSWER_MAX).map_err(|_| EngineError::Stopped))
             .collect()
+    }
+
+    pub(super) fn losses_mut(&self) -> std::sync::MutexGuard<'_, Losses> {
+        self.losses.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn regions_mut(&self) -> std::sync::MutexGuard<'_, HashMap<RegionId, Arc<RegionMemory>>> {

@@ -16,6 +16,7 @@ mod observe;
 mod pace;
 mod priority;
 mod read_ahead;
+mod recover;
 mod residency;
 mod shard;
 mod source;

@@ -17,6 +17,7 @@ use super::handle::HoldError;
 use super::observe::{Observed, Observer};
 use super::pace::{Nudge, Pace};
 use super::read_ahead::ReadAhead;
+use super::recover::Losses;
 use super::residency::Residency;
 use super::stats::{Contended, FaultKind, Latency, RegionStats};
 use super::walks::{Flushed, Walks};
@@ -42,12 +43,12 @@ pub(super) struct Outgoing {
 }
 
 /// A hold that this worker gathers or keeps.
-struct Hold {
+pub(super) struct Hold {
     deadline: Instant,
     keep_max: std::time::Duration,
     pages: u64,
     /// Present while it gathers.
-    reply: Option<Reply<Result<(), HoldError>>>,
+    pub(super) reply: Option<Reply<Result<(), HoldError>>>,
 }
 
 /// One region at one worker.
@@ -63,13 +64,15 @@ pub(super) struct Shard {
     latency: [Latency; 4],
     contended: Contended,
     contentions: u64,
-    holds: HashMap<ThreadId, Hold>,
+    pub(super) holds: HashMap<ThreadId, Hold>,
     holds_expired: u64,
     pub(super) residency: Residency,
     pub(super) budget: Arc<Budget>,
     pub(super) moving: Moving,
     /// Frames kept free for other nodes, as counted in the budget.
     room_given: u64,
+    /// A loss has not been settled, as far as has been reported.
+    pub(super) recovering: bool,
     pub(super) walks: Walks,
     /// Something may have to be flushed; then this shard is counted in `shares`, for other threads.
     sharing: bool,
@@ -84,12 +87,14 @@ impl Shard {
         settings: Settings,
         stripe: usize,
         shared: Shared,
+        losses: Losses,
     ) -> Self {
         let Shared { ages, budget, shares } = shared;
         let served = memory.stripe_pages(stripe);
         let read_ahead = ReadAhead::new(served.clone(), settings.features.fault_around);
         let residency = Residency::new(served.clone());
         let protocol = Protocol::new(settings).restricted_to(served);
+        let protocol = protocol.after(losses.lost, losses.epoch);
         Self {
             region,
             memory,
@@ -108,6 +113,7 @@ impl Shard {
             budget,
             moving: Moving::default(),
             room_given: 0,
+            recovering: false,
             walks: Walks::default(),
             sharing: false,
             shares,
@@ -160,6 +166,7 @@ impl Shard {
             self.let_go(first, outgoing);
         }
         self.report_ready();
+        self.report_failed();
         let given = self.protocol.room_given();
         if given != self.room_given {
             self.budget.added(given.saturating_sub(self.room_given));

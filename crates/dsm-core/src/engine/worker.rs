@@ -24,6 +24,7 @@ use super::command::Command;
 use super::evict::{Pressure, Shortage};
 use super::handle::{EngineConfig, EngineEvent};
 use super::priority::{outrank, set_timer_slack};
+use super::recover::Losses;
 use super::shard::{Outgoing, Shard};
 use super::source::{Source, Wake};
 use super::wait::Waiter;
@@ -60,17 +61,18 @@ pub(super) struct Worker {
     config: EngineConfig,
     commands: Receiver<Command>,
     wake: Arc<Wake>,
-    events: Arc<dyn Fn(EngineEvent) + Send + Sync>,
+    pub(super) events: Arc<dyn Fn(EngineEvent) + Send + Sync>,
     shared: Shared,
     shortage: Shortage,
     epoll: OwnedFd,
     links: BTreeMap<NodeId, Link>,
     /// The keys of `links`.
     peers: Vec<NodeId>,
-    shards: BTreeMap<RegionId, Shard>,
+    pub(super) shards: BTreeMap<RegionId, Shard>,
+    pub(super) losses: Losses,
     /// The keys of `shards`.
     regions: Vec<RegionId>,
-    outgoing: Vec<Outgoing>,
+    pub(super) outgoing: Vec<Outgoing>,
     /// The application cannot run while all workers spin.
     shares_processor: bool,
     /// Since when some page has been wanted by two.
@@ -108,6 +110,7 @@ impl Worker {
             links: BTreeMap::new(),
             peers: Vec::new(),
             shards: BTreeMap::new(),
+            losses: Losses::default(),
             regions: Vec::new(),
             outgoing: Vec::new(),
             shares_processor: processors <= config.workers,
@@ -134,6 +137,7 @@ impl Worker {
             self.dispatch();
             self.shards.values_mut().for_each(Shard::messages_left);
             let pressure = self.make_room();
+            self.report_recovered();
             let sleeps = self.waiter.may_sleep() && !self.looks_on(watching);
             if sleeps || self.sources() > LOOK_SOURCES_MAX {
                 let slept = self.wait(&mut events, watching, pressure);
@@ -313,7 +317,10 @@ impl Worker {
         watching
     }
 
-    fn each_shard(&mut self, mut call: impl FnMut(&mut Shard) -> Result<(), MemoryError>) {
+    pub(super) fn each_shard(
+        &mut self,
+        mut call: impl FnMut(&mut Shard) -> Result<(), MemoryError>,
+    ) {
         let mut failed = Vec::new();
         for shard in self.shards.values_mut() {
             if let Err(error) = call(shard) {
@@ -363,7 +370,7 @@ impl Worker {
                     self.watch_fd(uffd.as_fd(), Source::Faults(region));
                 }
                 let shared = self.shared.clone();
-                let shard = Shard::new(region, memory, *settings, self.index, shared);
+                let shard = Shard::new(region, memory, *settings, self.index, shared, self.losses);
                 self.shards.insert(region, shard);
                 self.regions = self.shards.keys().copied().collect();
                 let _ = reply.try_send(());
@@ -382,6 +389,14 @@ impl Worker {
                 self.each_shard(|shard| shard.end(&mut outgoing));
                 self.outgoing.append(&mut outgoing);
                 let _ = reply.try_send(());
+            }
+            Command::Lose { lost, epoch, reply } => {
+                self.lose(lost, epoch);
+                let _ = reply.try_send(());
+            }
+            Command::LostPages { region, reply } => {
+                let shard = self.shards.get(&region);
+                let _ = reply.try_send(shard.map(Shard::lost_pages).unwrap_or_default());
             }
             Command::GiveUp { region } => {
                 self.with_shard(region, Shard::give_up_starved);

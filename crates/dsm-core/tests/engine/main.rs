@@ -2,6 +2,7 @@
 
 mod cluster;
 mod evict;
+mod recover;
 mod walks;
 
 use std::sync::Barrier;

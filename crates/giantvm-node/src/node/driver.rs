@@ -642,6 +642,8 @@ impl Driver {
                 self.end_with(self.lost(self.setup.me, reason));
             }
             ToDriver::Engine(EngineEvent::MemoryFull { region }) => self.memory_full(region),
+            // Regions end with a loss: nothing recovers.
+            ToDriver::Engine(EngineEvent::Recovered { .. }) => {}
             ToDriver::Etcd(said) => self.step(Event::Etcd(said)),
             ToDriver::Sync { request, reply } => self.sync(request, reply),
             ToDriver::Open { ticket, name, bytes, overcommit, reply } => {

@@ -174,6 +174,21 @@ impl Protocol {
             .collect()
     }
 
+    /// For a region that begins in `epoch`, when these nodes have been lost: they are the first owners of
+    /// none of its pages.
+    pub fn after(mut self, lost: NodeSet, epoch: u16) -> Self {
+        if self.recovers() {
+            (self.recovery.lost, self.recovery.epoch) = (lost, epoch);
+        }
+        self
+    }
+
+    /// Whether the region goes on when a node is lost.
+    pub fn recovers(&self) -> bool {
+        let features = self.settings.features;
+        features.recover && features.walk_shared.is_none()
+    }
+
     /// The nodes in `nodes` are lost, which begins `epoch`. All survivors must be told of the same
     /// losses with the same numbers, each in its own time.
     ///
@@ -182,8 +197,7 @@ impl Protocol {
         if self.ended || epoch <= self.recovery.epoch {
             return;
         }
-        let features = self.settings.features;
-        if !features.recover || features.walk_shared.is_some() || nodes.contains(self.me()) {
+        if !self.recovers() || nodes.contains(self.me()) {
             return self.end(fx);
         }
         let recovery = &mut self.recovery;
