@@ -43,17 +43,9 @@ impl Protocol {
             self.episodes.keeps(page, Access::Write, age) && !self.mutated(Mutation::EvictHeld);
         let shared = self.is_walk_shared(page);
         let known = page.0 < self.table.pages();
-        let lost = known && self.table.get(page).state == PageState::Lost;
         // Ownership that is counted on may come without the bytes.
         let frozen = self.is_recovering() && !self.mutated(Mutation::RecoverEvicting);
-        !self.ended
-            && !lost
-            && !frozen
-            && known
-            && !shared
-            && !requested
-            && !held
-            && !self.promised(page)
+        !self.ended && !frozen && known && !shared && !requested && !held && !self.promised(page)
     }
 
     /// Whether the page can do without its frame, as far as is known without looking at the bytes.
@@ -97,7 +89,12 @@ impl Protocol {
             Role::Holder { .. } if !self.mutated(Mutation::EvictWithoutForgetting) => Version::ZERO,
             _ => entry.version,
         };
-        self.table.put(page, Entry { state: PageState::Invalid, version, ..entry });
+        let state = match entry.state {
+            // If it was poisoned, whoever touches it faults once more, and it is again.
+            PageState::Lost => PageState::Lost,
+            _ => PageState::Invalid,
+        };
+        self.table.put(page, Entry { state, version, ..entry });
         self.counters.evicted += 1;
         fx.discard(page);
         self.episodes.lost(page, None, &mut self.rewant);

@@ -167,6 +167,7 @@ impl Protocol {
     /// stay so, since nobody can write them any more without this node's consent.
     pub fn end<E: Effects>(&mut self, fx: &mut E) {
         self.ended = true;
+        self.forget_recovery();
         self.outbound.clear();
         self.leasing.clear();
         self.starved.clear();

@@ -43,6 +43,8 @@ pub struct Memory {
     pub twins: Vec<Option<u64>>,
     /// Frames from which on a page has to wait for one.
     pub capacity: usize,
+    /// The node goes on after losses: a page that was lost gives its frame back like others.
+    pub recovers: bool,
 }
 
 impl Memory {
@@ -51,7 +53,7 @@ impl Memory {
         let pages = pages as usize;
         let (frames, mappings) = (vec![0; pages], vec![Mapping::None; pages]);
         let (present, twins) = (vec![false; pages], vec![None; pages]);
-        Self { frames, mappings, present, tables, twins, capacity }
+        Self { frames, mappings, present, tables, twins, capacity, recovers: false }
     }
 
     /// Frames that exist.
@@ -195,7 +197,8 @@ impl Effects for Turn<'_> {
 
     fn discard(&mut self, page: Page) {
         let mapping = self.memory.mapping(page);
-        self.require(mapping != Mapping::Poisoned, "discarded after poisoning", page);
+        let allowed = mapping != Mapping::Poisoned || self.memory.recovers;
+        self.require(allowed, "discarded after poisoning", page);
         self.set(page, Mapping::None);
         self.memory.frames[page.0 as usize] = 0;
         self.memory.present[page.0 as usize] = false;

@@ -144,6 +144,7 @@ impl World {
                     last_seq: 0,
                     invalidated: vec![Version::ZERO; config.pages as usize],
                 };
+                node.memory.recovers = config.features.recover;
                 node.fingerprint = fingerprint(&(&node.protocol, &node.memory));
                 Arc::new(node)
             })

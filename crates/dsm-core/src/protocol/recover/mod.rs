@@ -111,6 +111,7 @@ struct Reported {
 struct Parts {
     come: u32,
     all: Option<u32>,
+    highest: u32,
 }
 
 impl Parts {
@@ -122,7 +123,8 @@ impl Parts {
             return false;
         }
         self.come = self.come.saturating_add(1);
-        self.all.is_none_or(|all| part < all && self.come <= all)
+        self.highest = self.highest.max(part);
+        self.all.is_none_or(|all| self.highest < all && self.come <= all)
     }
 
     fn are_complete(self) -> bool {
@@ -190,7 +192,10 @@ impl Protocol {
     }
 
     /// The nodes in `nodes` are lost, which begins `epoch`. All survivors must be told of the same
-    /// losses with the same numbers, each in its own time.
+    /// losses with the same numbers, each in its own time; of several at once, or one after the other.
+    ///
+    /// Who is lost must have stopped: none of its threads can use the region any more. Else it could read
+    /// what survivors have replaced.
     ///
     /// Where [`super::Features::recover`] is off, or pages may be walk-shared, the region ends.
     pub fn lost<E: Effects>(&mut self, nodes: NodeSet, epoch: u16, fx: &mut E) {
@@ -321,9 +326,12 @@ impl Protocol {
             Recover::Entered { sent } => recovery.entered.insert(from, sent).is_none(),
             Recover::Holdings(Holdings { part, last, highest, runs }) => {
                 let reported = recovery.holdings.entry(from).or_default();
+                // No two runs have a page in common, so this bounds what a peer can have kept here.
+                let full = last || runs.len() == RUNS_MAX;
+                let fits = (reported.runs.len() + runs.len()) as u64 <= self.table.pages();
                 reported.highest = reported.highest.max(highest);
                 reported.runs.extend(runs);
-                reported.parts.add(part, last)
+                full && fits && reported.parts.add(part, last)
             }
             Recover::Verdict(verdict) => {
                 let parts = recovery.verdicts.entry(from).or_default();
@@ -341,6 +349,11 @@ impl Protocol {
             return Err(violation);
         }
         self.advance(fx)
+    }
+
+    /// The region ends.
+    pub(super) fn forget_recovery(&mut self) {
+        self.recovery.phase = Phase::None;
     }
 
     /// These holds wait for a lost page.
@@ -485,5 +498,23 @@ impl Protocol {
         for (_, page) in needs {
             self.resume(page, fx);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_complete_in_any_order_and_no_more_may_come() {
+        let mut parts = Parts::default();
+        assert!(parts.add(1, false) && parts.add(2, true) && !parts.are_complete());
+        assert!(parts.add(0, false) && parts.are_complete());
+        assert!(!parts.add(1, false));
+        let mut parts = Parts::default();
+        assert!(parts.add(0, true) && parts.are_complete());
+        assert!(!parts.add(1, true));
+        let mut parts = Parts::default();
+        assert!(parts.add(3, false) && !parts.add(2, true));
     }
 }

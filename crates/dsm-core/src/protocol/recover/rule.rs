@@ -171,7 +171,7 @@ impl Protocol {
                 }
             }
         }
-        self.recovery.verdicts.insert(me, Parts { come: 1, all: Some(1) });
+        self.recovery.verdicts.insert(me, Parts { come: 1, all: Some(1), highest: 0 });
     }
 
     /// Does what a recoverer has decided; whether it fits what is here.
