@@ -121,6 +121,7 @@ fn only_losses() -> bool {
 fn lose(config: &mut Config, random: &mut Random) {
     let nodes = config.nodes();
     config.features.recover = only_losses() || !random.one_in(3);
+    config.features.zeros = config.features.recover && random.one_in(2);
     let most = if config.features.recover { (nodes - 1).min(3) } else { 1 };
     let count = if random.one_in(3) { 1 + random.below(most as u64) as usize } else { 1 };
     config.losses =
@@ -173,6 +174,7 @@ fn features(random: &mut Random) -> Features {
         walks_write: random.one_in(4),
         walk_shared: None,
         recover: false,
+        zeros: false,
     }
 }
 

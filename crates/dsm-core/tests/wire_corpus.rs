@@ -114,6 +114,8 @@ fn recoveries() -> Vec<(&'static str, Recover)> {
         ("recover-holdings", Recover::Holdings(Holdings { part, last, highest: version, runs })),
         ("recover-verdict", Recover::Verdict(Verdict { part, last, version, yours, lost })),
         ("recover-settled", Recover::Settled),
+        ("recover-touch", Recover::Touch { page: Page(0x400) }),
+        ("recover-noted", Recover::Noted { page: Page(0x400) }),
     ]
 }
 

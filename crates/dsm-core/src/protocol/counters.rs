@@ -71,6 +71,8 @@ counters! {
     starved,
     /// Pages whose owner was lost, and which this node owns since, because it had a copy.
     pages_inherited,
+    /// Pages of a lost node that nobody had touched, and which this node owns since.
+    pages_adopted,
     /// Pages of which nothing was left after a loss.
     pages_lost,
     /// Pages that came to be walk-shared at their home.

@@ -13,6 +13,11 @@ impl Protocol {
         }
     }
 
+    /// Whether a first touch of the lease block of `page` has been announced here.
+    pub fn was_touched(&self, page: Page) -> bool {
+        self.table.was_touched(page)
+    }
+
     /// What is under way at this node, for a person to read.
     pub fn describe(&self) -> String {
         let Self { pending, outbound, leasing, episodes, .. } = self;

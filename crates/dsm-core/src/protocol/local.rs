@@ -265,6 +265,7 @@ impl Protocol {
             return;
         }
         match entry.role {
+            Role::Owner { .. } if self.announce(page, None, fx) => self.want(page, access, age),
             Role::Owner { .. } => self.need_as_owner(page, entry, access, age, with, fx),
             Role::Holder { .. } => {
                 self.want(page, access, age);
@@ -289,7 +290,7 @@ impl Protocol {
         if entry.copyset().is_empty() {
             self.claim(page, age, fx);
             for &next in with {
-                if !self.served.contains(&next) {
+                if !self.served.contains(&next) || self.is_unannounced(next) {
                     continue;
                 }
                 let entry = self.table.get(next);

@@ -170,7 +170,7 @@ pub struct Settings {
     pub mutation: Option<Mutation>,
 }
 
-/// Switches. On by default, but for `recover` and `walk_shared`; `check` is on in debug builds.
+/// Switches. On by default, but for `recover`, `zeros` and `walk_shared`; `check` is on in debug builds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Features {
     /// Untouched memory of another node is taken over by the lease block.
@@ -192,6 +192,9 @@ pub struct Features {
     pub walk_shared: Option<u8>,
     /// Survivors go on when nodes are lost, [`Protocol::lost`]. The same on all nodes.
     pub recover: bool,
+    /// With `recover`: the first touch of a lease block is announced to all, so that survivors keep
+    /// memory of a lost node that nobody has touched. The same on all nodes.
+    pub zeros: bool,
 }
 
 impl Default for Features {
@@ -206,6 +209,7 @@ impl Default for Features {
             walks_write: false,
             walk_shared: None,
             recover: false,
+            zeros: false,
         }
     }
 }
@@ -451,6 +455,7 @@ impl Protocol {
             && self.leasing.is_empty()
             && self.walks.is_idle()
             && !self.is_recovering()
+            && self.has_announced()
     }
 
     /// Requests of this node without an answer.

@@ -46,6 +46,8 @@ pub enum Mutation {
     RecoverKeepingCopysets,
     RecoverKeepingVersions,
     RecoverEvicting,
+    RecoverTouchingEarly,
+    RecoverForgettingLosses,
     WalkWithoutFlush,
     WalkWithoutWaiting,
     WalkWithoutProof,
@@ -59,7 +61,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 51] = [
+    pub const ALL: [Self; 53] = [
         Self::WriteBeforeLastAck,
         Self::IgnoreInvalidation,
         Self::DropAcknowledgement,
@@ -102,6 +104,8 @@ impl Mutation {
         Self::RecoverKeepingCopysets,
         Self::RecoverKeepingVersions,
         Self::RecoverEvicting,
+        Self::RecoverTouchingEarly,
+        Self::RecoverForgettingLosses,
         Self::WalkWithoutFlush,
         Self::WalkWithoutWaiting,
         Self::WalkWithoutProof,

@@ -27,7 +27,7 @@ impl Protocol {
         if request.requester == self.me() {
             return self.own_request_came_back(request, fx);
         }
-        if request.lease && self.lease(&request, fx) {
+        if self.announce(page, Some(&request), fx) || request.lease && self.lease(&request, fx) {
             return;
         }
         let entry = self.table.get(page);
@@ -242,7 +242,8 @@ impl Protocol {
                     pending.invalidating.is_none() && pending.waiters.is_empty()
                 });
             let free = !give || entry.copyset().without(request.requester).is_empty();
-            if !entry.is_owner() || !idle || !free || entry.state == PageState::WalkShared {
+            let closed = entry.state == PageState::WalkShared || self.is_unannounced(page);
+            if !entry.is_owner() || !idle || !free || closed {
                 continue;
             }
             if self.keeps(page, access, request.age) {

@@ -119,6 +119,7 @@ impl Protocol {
     /// Whether this node owns `page`, and may hand it over for the sake of something of this age.
     pub fn may_hand_over(&self, page: Page, age: Age) -> bool {
         self.table.get(page).is_owner()
+            && !self.is_unannounced(page)
             && (self.may_evict(page, age) || self.mutated(Mutation::HandOverWhileBusy))
     }
 

@@ -239,6 +239,8 @@ pub(super) struct Table {
     pub(super) blocks: Vec<Option<Box<[Packed]>>>,
     /// By lease block: [`Origin::code`].
     origins: Vec<u8>,
+    /// By lease block: whether a first touch of it has been announced.
+    pub(super) touched: Vec<bool>,
     /// Where hints lead since the last loss.
     pub(super) recoverers: Option<Recoverers>,
 }
@@ -246,8 +248,9 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(me: NodeId, pages: u64, lease_pages: u64, homes: Homes) -> Self {
         let blocks = pages.div_ceil(lease_pages) as usize;
-        let (blocks, origins) = (vec![None; blocks], vec![Origin::Home.code(); blocks]);
-        Self { me, pages, lease_pages, homes, blocks, origins, recoverers: None }
+        let (origins, touched) = (vec![Origin::Home.code(); blocks], vec![false; blocks]);
+        let blocks = vec![None; blocks];
+        Self { me, pages, lease_pages, homes, blocks, origins, touched, recoverers: None }
     }
 
     pub(super) fn pages(&self) -> u64 {
@@ -317,6 +320,7 @@ impl Table {
         match self.origin(page) {
             Origin::Home if home == self.me => Self::untouched(Version::ZERO),
             Origin::Leased(owner) if owner == self.me => Self::untouched(LEASE_VERSION),
+            Origin::Adopted => Self::untouched(LEASE_VERSION),
             Origin::Leased(owner) => Entry { state, version, role: hint(owner, LEASE_VERSION) },
             Origin::Pointed(owner) => Entry { state, version, role: hint(owner, version) },
             Origin::Home | Origin::Given => {
@@ -361,6 +365,8 @@ pub(super) enum Origin {
     Pointed(NodeId),
     /// This node, their first owner, gave them away before the last loss.
     Given,
+    /// Here: their first owner was lost, and nobody has touched them.
+    Adopted,
     /// Nowhere.
     Lost,
 }
@@ -369,7 +375,8 @@ pub(super) enum Origin {
 const LEASED: u8 = 1;
 const POINTED: u8 = LEASED + NODES_MAX as u8;
 const GIVEN: u8 = POINTED + NODES_MAX as u8;
-const LOST: u8 = GIVEN + 1;
+const ADOPTED: u8 = GIVEN + 1;
+const LOST: u8 = ADOPTED + 1;
 
 impl Origin {
     fn code(self) -> u8 {
@@ -378,6 +385,7 @@ impl Origin {
             Self::Leased(node) => LEASED + node.index() as u8,
             Self::Pointed(node) => POINTED + node.index() as u8,
             Self::Given => GIVEN,
+            Self::Adopted => ADOPTED,
             Self::Lost => LOST,
         }
     }
@@ -389,6 +397,7 @@ impl Origin {
             LEASED..POINTED => Self::Leased(node(LEASED)),
             POINTED..GIVEN => Self::Pointed(node(POINTED)),
             GIVEN => Self::Given,
+            ADOPTED => Self::Adopted,
             _ => Self::Lost,
         }
     }
@@ -435,7 +444,7 @@ mod tests {
     fn origins_survive_packing() {
         let nodes = [node(0), node(63)];
         let of_nodes = nodes.into_iter().flat_map(|it| [Origin::Leased(it), Origin::Pointed(it)]);
-        for origin in of_nodes.chain([Origin::Home, Origin::Given, Origin::Lost]) {
+        for origin in of_nodes.chain([Origin::Home, Origin::Given, Origin::Adopted, Origin::Lost]) {
             assert_eq!(Origin::of_code(origin.code()), origin);
         }
     }

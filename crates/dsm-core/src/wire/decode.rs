@@ -52,7 +52,9 @@ pub fn decode(header: &FrameHeader, body: &[u8], limits: &Limits) -> Result<Mess
         kind @ (Kind::RecoverEntered
         | Kind::RecoverHoldings
         | Kind::RecoverVerdict
-        | Kind::RecoverSettled) => Message::Recover(recover::recover(kind, body, limits)?),
+        | Kind::RecoverSettled
+        | Kind::RecoverTouch
+        | Kind::RecoverNoted) => Message::Recover(recover::recover(kind, body, limits)?),
         Kind::Control(kind) => return Err(WireError::NotAPageMessage { kind: kind.code() }),
     };
     let announced = match &message {

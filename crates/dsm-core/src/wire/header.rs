@@ -42,6 +42,10 @@ pub enum Kind {
     RecoverVerdict,
     /// [`crate::protocol::Recover::Settled`]
     RecoverSettled,
+    /// [`crate::protocol::Recover::Touch`]
+    RecoverTouch,
+    /// [`crate::protocol::Recover::Noted`]
+    RecoverNoted,
     /// [`crate::protocol::Offer`]
     WalkOffer,
     /// [`crate::protocol::Join`]
@@ -87,6 +91,8 @@ impl Kind {
             Kind::RecoverHoldings => 0x13,
             Kind::RecoverVerdict => 0x14,
             Kind::RecoverSettled => 0x15,
+            Kind::RecoverTouch => 0x16,
+            Kind::RecoverNoted => 0x17,
             Kind::Control(kind) => kind.0,
         }
     }
@@ -115,6 +121,8 @@ impl Kind {
             0x13 => Kind::RecoverHoldings,
             0x14 => Kind::RecoverVerdict,
             0x15 => Kind::RecoverSettled,
+            0x16 => Kind::RecoverTouch,
+            0x17 => Kind::RecoverNoted,
             _ => match ControlKind::new(code) {
                 Some(kind) => Kind::Control(kind),
                 None => return None,

@@ -4,7 +4,9 @@ use zerocopy::IntoBytes;
 
 use super::decode::{contradiction, exact_length, items, nodes, page, take, version};
 use super::header::{Kind, at_most, zero};
-use super::layout::{PART_LAST, RawEntered, RawHeld, RawHoldings, RawRun, RawVerdict, RawYours};
+use super::layout::{
+    PART_LAST, RawEntered, RawHeld, RawHoldings, RawPage, RawRun, RawVerdict, RawYours,
+};
 use super::{Limits, WireError};
 use crate::protocol::{Held, Holding, Holdings, RUNS_MAX, Recover, Run, Verdict, Yours};
 use crate::types::Page;
@@ -31,6 +33,14 @@ pub(super) fn put(message: &Recover, out: &mut Vec<u8>) -> Kind {
             Kind::RecoverVerdict
         }
         Recover::Settled => Kind::RecoverSettled,
+        Recover::Touch { page } => {
+            out.extend_from_slice(RawPage { page: page.0.into() }.as_bytes());
+            Kind::RecoverTouch
+        }
+        Recover::Noted { page } => {
+            out.extend_from_slice(RawPage { page: page.0.into() }.as_bytes());
+            Kind::RecoverNoted
+        }
     }
 }
 
@@ -95,8 +105,16 @@ pub(super) fn recover(kind: Kind, body: &[u8], limits: &Limits) -> Result<Recove
             exact_length("settled", body, 0)?;
             Recover::Settled
         }
+        Kind::RecoverTouch => Recover::Touch { page: block("touch.page", body, limits)? },
+        Kind::RecoverNoted => Recover::Noted { page: block("noted.page", body, limits)? },
         _ => return Err(WireError::NotAPageMessage { kind: kind.code() }),
     })
+}
+
+fn block(field: &'static str, body: &[u8], limits: &Limits) -> Result<Page, WireError> {
+    exact_length(field, body, size_of::<RawPage>())?;
+    let (raw, _) = take::<RawPage>(field, body)?;
+    page(field, raw.page.get(), limits)
 }
 
 fn holdings(body: &[u8], limits: &Limits) -> Result<Holdings, WireError> {
@@ -121,7 +139,8 @@ fn holding(found: u8) -> Result<Holding, WireError> {
         0 => Holding::Owned,
         1 => Holding::Copy,
         2 => Holding::Given,
-        _ => return Err(WireError::Beyond { field: "holding", found: found.into(), max: 2 }),
+        3 => Holding::Lost,
+        _ => return Err(WireError::Beyond { field: "holding", found: found.into(), max: 3 }),
     })
 }
 

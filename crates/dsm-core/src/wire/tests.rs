@@ -190,7 +190,12 @@ fn runs(most: usize) -> impl Strategy<Value = Vec<Run>> {
 }
 
 fn recover() -> impl Strategy<Value = Recover> {
-    let holding = prop_oneof![Just(Holding::Owned), Just(Holding::Copy), Just(Holding::Given)];
+    let holding = prop_oneof![
+        Just(Holding::Owned),
+        Just(Holding::Copy),
+        Just(Holding::Given),
+        Just(Holding::Lost),
+    ];
     let part = (any::<u32>(), any::<bool>());
     let holdings = (part, version(), runs(RUNS_MAX), holding).prop_map(
         |((part, last), highest, runs, holding)| {
@@ -209,6 +214,8 @@ fn recover() -> impl Strategy<Value = Recover> {
         holdings,
         verdict,
         Just(Recover::Settled),
+        page().prop_map(|page| Recover::Touch { page }),
+        page().prop_map(|page| Recover::Noted { page }),
     ]
 }
 
@@ -301,7 +308,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_a_message_or_an_error(
-        code in 1u8..0x16,
+        code in 1u8..0x18,
         pages in 0usize..=1,
         body in vec(any::<u8>(), 0..400),
     ) {
@@ -516,7 +523,7 @@ fn headers_beyond_a_limit_are_refused() {
         FrameHeader::parse(&bytes).unwrap_err()
     };
     assert!(matches!(patched(0, 0), WireError::Magic { .. }));
-    for kind in [0x00, 0x16, 0x3f, 0x80, 0xff] {
+    for kind in [0x00, 0x18, 0x3f, 0x80, 0xff] {
         assert_eq!(patched(2, kind), WireError::Kind { kind });
     }
     assert!(matches!(patched(3, 1), WireError::Reserved { .. }));

@@ -29,6 +29,7 @@ pub struct Coverage {
     pub moved: u64,
     pub starved: u64,
     pub inherited: u64,
+    pub adopted: u64,
     pub lost_pages: u64,
     pub recoveries: u64,
     pub absorbed: u64,
@@ -41,7 +42,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    pub fn rows(&self) -> [(&'static str, u64); 32] {
+    pub fn rows(&self) -> [(&'static str, u64); 33] {
         [
             ("messages", self.messages),
             ("faults", self.faults),
@@ -66,6 +67,7 @@ impl Coverage {
             ("moved", self.moved),
             ("starved", self.starved),
             ("inherited", self.inherited),
+            ("adopted", self.adopted),
             ("lost-pages", self.lost_pages),
             ("recoveries", self.recoveries),
             ("absorbed", self.absorbed),
@@ -78,7 +80,7 @@ impl Coverage {
         ]
     }
 
-    fn rows_mut(&mut self) -> [&mut u64; 32] {
+    fn rows_mut(&mut self) -> [&mut u64; 33] {
         [
             &mut self.messages,
             &mut self.faults,
@@ -103,6 +105,7 @@ impl Coverage {
             &mut self.moved,
             &mut self.starved,
             &mut self.inherited,
+            &mut self.adopted,
             &mut self.lost_pages,
             &mut self.recoveries,
             &mut self.absorbed,
@@ -131,6 +134,7 @@ impl Coverage {
         self.moved += after.handed_over - before.handed_over;
         self.starved += after.starved - before.starved;
         self.inherited += after.pages_inherited - before.pages_inherited;
+        self.adopted += after.pages_adopted - before.pages_adopted;
         self.lost_pages += after.pages_lost - before.pages_lost;
         self.walk_entered += after.walk_entered - before.walk_entered;
         self.walk_joined += after.walk_joined - before.walk_joined;

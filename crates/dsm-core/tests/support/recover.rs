@@ -7,7 +7,7 @@ use dsm_core::protocol::{PageState, Recover};
 use dsm_core::{Access, NodeId, NodeSet, Page, ThreadId};
 
 use super::script::{Config, Use, access, hold, on, read, walk, write, writes};
-use super::world::{Envelope, HOLDS, World};
+use super::world::{Envelope, HOLDS, Node, World};
 
 impl World {
     /// Whether the node goes on, and has not been told of all losses.
@@ -46,22 +46,36 @@ impl World {
         if (0..config.nodes()).any(|node| self.can_learn(config, node)) {
             return;
         }
-        let mut recoverable: Vec<bool> = (0..config.pages)
-            .map(Page)
-            .map(|page| {
-                self.nodes
-                    .iter()
-                    .filter(|node| node.alive)
-                    .any(|node| node.protocol.owns(page) || node.memory.allows(page, Access::Read))
-            })
-            .collect();
+        let mut recoverable: Vec<Option<bool>> =
+            (0..config.pages).map(|page| self.is_recoverable(config, Page(page))).collect();
         let survives = |node: NodeId| self.nodes[node.index()].alive;
         for envelope in network.filter(|e| survives(e.from) && survives(e.to)) {
             for page in (0..config.pages).map(Page) {
-                recoverable[page.0 as usize] |= self.gives(config, envelope, page).is_some();
+                if self.gives(config, envelope, page).is_some() {
+                    recoverable[page.0 as usize] = Some(true);
+                }
             }
         }
         self.recoverable = recoverable;
+    }
+
+    /// Whether what is at survivors must, or must not, be enough to have `page` again.
+    fn is_recoverable(&self, config: &Config, page: Page) -> Option<bool> {
+        let nodes = || self.nodes.iter().filter(|node| node.alive);
+        let has =
+            |node: &Arc<Node>| node.protocol.owns(page) || node.memory.allows(page, Access::Read);
+        if nodes().any(has) {
+            return Some(true);
+        }
+        let lost = nodes().any(|node| node.protocol.state(page) == PageState::Lost);
+        let noted = nodes().filter(|node| node.protocol.was_touched(page)).count();
+        match noted {
+            _ if lost || !config.features.zeros => Some(false),
+            // The first touch was not through: who has noted it, takes the page for lost.
+            0 => Some(true),
+            some if some == nodes().count() => Some(false),
+            _ => None,
+        }
     }
 
     /// What came with the recovery, for people.
@@ -77,14 +91,15 @@ impl World {
     /// a page finds its owner.
     pub fn check_recovered(&self, config: &Config) -> Result<(), String> {
         for page in (0..config.pages).map(Page) {
-            let recoverable = self.recoverable[page.0 as usize];
-            for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
-                let lost = node.protocol.state(page) == PageState::Lost;
-                if lost == recoverable {
-                    let what = if lost { "lost without need" } else { "there without proof" };
+            let survivor = self.nodes.iter().position(|node| node.alive).unwrap_or_default();
+            let is_lost = |node: usize| self.nodes[node].protocol.state(page) == PageState::Lost;
+            let there = self.recoverable[page.0 as usize].unwrap_or(!is_lost(survivor));
+            for (index, _) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
+                if is_lost(index) == there {
+                    let what = if there { "lost without need" } else { "there without proof" };
                     return Err(format!("recovery: {page:?} is {what} at node {index}"));
                 }
-                if recoverable {
+                if there {
                     self.check_path(page, index)?;
                 }
             }
@@ -131,6 +146,7 @@ pub fn configs() -> Vec<(Config, &'static str)> {
     let mut configs = one_page();
     configs.extend(frames());
     configs.extend(several_pages());
+    configs.extend(untouched());
     configs.extend(several_losses());
     configs
 }
@@ -258,6 +274,38 @@ fn several_pages() -> Vec<(Config, &'static str)> {
             "recoveries holds companions absorbed",
         ],
     ));
+    configs
+}
+
+/// First touches are announced: what nobody has touched stays zero.
+fn untouched() -> Vec<(Config, &'static str)> {
+    let mut configs = each(
+        || {
+            let scripts = vec![on(0, &[write(0)]), on(1, &[read(0)]), on(2, &[write(0)])];
+            Config::new("first touches", &[1, 0, 0], 1, scripts).announcing()
+        },
+        ["recoveries adopted inherited lost-pages", "recoveries absorbed", "recoveries lost-pages"],
+    );
+    configs.extend(each(
+        || {
+            let scripts = vec![on(1, &[write(0), read(1)]), on(2, &[read(2), write(3)])];
+            Config::new("leases announced", &[1, 1, 0], 4, scripts).lease(2).announcing()
+        },
+        [
+            "recoveries adopted leases",
+            "recoveries adopted leases lost-pages",
+            "recoveries leases lost-pages",
+        ],
+    ));
+    let scripts = || vec![on(1, &[write(0)]), on(2, &[write(0)])];
+    let twice = |name: &str, lost: &[usize]| {
+        Config::new(name, &[1, 0, 0], 1, scripts()).announcing().recovering(lost)
+    };
+    configs.push((twice("who adopts is lost", &[0, 2]), "recoveries adopted lost-pages"));
+    configs.push((twice("who adopts is not lost", &[0, 1]), "recoveries adopted"));
+    let scripts = vec![on(0, &[write(0)])];
+    let four = Config::new("4 nodes, who has noted it is lost", &[1, 0, 0, 0], 1, scripts);
+    configs.push((four.announcing().recovering(&[0, 2]), "recoveries adopted lost-pages"));
     configs
 }
 

@@ -121,6 +121,7 @@ pub const PLAIN: Features = Features {
     walks_write: false,
     walk_shared: None,
     recover: false,
+    zeros: false,
 };
 
 impl Config {
@@ -172,6 +173,12 @@ impl Config {
     pub fn recovering(mut self, lost: &[usize]) -> Self {
         self.features.recover = true;
         self.losses = lost.to_vec();
+        self
+    }
+
+    /// First touches are announced.
+    pub fn announcing(mut self) -> Self {
+        self.features.zeros = true;
         self
     }
 

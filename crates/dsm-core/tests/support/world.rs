@@ -122,8 +122,8 @@ pub struct World {
     pub lost: bool,
     /// How many have been lost.
     pub losses: u8,
-    /// Where survivors go on: pages that must be recovered.
-    pub recoverable: Vec<bool>,
+    /// Where survivors go on: pages that must be recovered, and that must not be, if either holds.
+    pub recoverable: Vec<Option<bool>>,
     pub evictions: u32,
     pub room_asked: u32,
     /// Pages touched by the last event.
@@ -160,7 +160,7 @@ impl World {
                 .map(|_| Causality::new(config.nodes(), config.pages)),
             lost: false,
             losses: 0,
-            recoverable: vec![true; config.pages as usize],
+            recoverable: vec![Some(true); config.pages as usize],
             evictions: 0,
             room_asked: 0,
             touched: Vec::new(),

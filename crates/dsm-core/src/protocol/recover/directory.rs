@@ -60,7 +60,7 @@ impl Table {
                     self.set_origin(first, Origin::Given);
                 }
                 Origin::Leased(_) | Origin::Pointed(_) => self.set_origin(first, Origin::Home),
-                Origin::Home | Origin::Given | Origin::Lost => {}
+                Origin::Home | Origin::Given | Origin::Adopted | Origin::Lost => {}
             }
         }
     }
@@ -88,7 +88,7 @@ impl Table {
     }
 
     /// The part of `range` in each lease block.
-    fn by_block(&self, range: Range<Page>) -> Vec<Range<Page>> {
+    pub(super) fn by_block(&self, range: Range<Page>) -> Vec<Range<Page>> {
         let mut parts = Vec::new();
         let mut at = range.start;
         while at < range.end {
@@ -135,6 +135,22 @@ impl Table {
                     self.put(page, Entry { role, ..entry });
                 }
             }
+        }
+    }
+
+    /// Whether nobody can have touched the block of `page`, whose first owner was lost, and all of it is
+    /// in `served`.
+    pub(super) fn may_adopt(&self, page: Page, served: &Range<Page>) -> bool {
+        let block = self.block_pages(self.block_start(page));
+        let whole = served.start <= block.start && block.end <= served.end;
+        let known = self.is_allocated(page) || self.was_touched(page);
+        whole && !known && matches!(self.origin(page), Origin::Home | Origin::Adopted)
+    }
+
+    /// Whole blocks that nobody has touched are here from now on.
+    pub(super) fn adopt(&mut self, range: Range<Page>) {
+        for part in self.by_block(range) {
+            self.set_origin(part.start, Origin::Adopted);
         }
     }
 

@@ -5,7 +5,7 @@ use crate::types::{NodeSet, Page, Version};
 /// Most runs of pages in one [`Holdings`] or [`Verdict`].
 pub const RUNS_MAX: usize = 512;
 
-/// A message of the recovery from a loss. It belongs to the epoch that the loss begins.
+/// A message of the recovery from a loss, or for the sake of one. It belongs to the epoch of its sender.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Recover {
     /// The sender knows of the loss, and asks for nothing and grants nothing until all have settled.
@@ -19,6 +19,16 @@ pub enum Recover {
     Verdict(Verdict),
     /// The sender has all verdicts.
     Settled,
+    /// The sender is about to touch a lease block of its own that nobody has touched, or to give it away.
+    Touch {
+        /// The first page of the block.
+        page: Page,
+    },
+    /// The sender has noted a [`Recover::Touch`].
+    Noted {
+        /// The first page of the block.
+        page: Page,
+    },
 }
 
 /// A part of what a node has of the pages of one recoverer. A page that no run names belongs to its
@@ -69,6 +79,8 @@ pub enum Holding {
     Copy,
     /// It was the first owner, has given the page away, and has no valid copy.
     Given,
+    /// It knows that nothing is left. Where first touches are announced, not all may know.
+    Lost,
 }
 
 /// A part of what a recoverer has decided for the receiver.

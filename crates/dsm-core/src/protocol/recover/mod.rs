@@ -35,7 +35,8 @@
 //!
 //! *Untouched pages* need no report: a first owner that survives owns what it does not report as given
 //! away. What a lost node had in its own range may have been written without a word to
-//! anybody, so it is lost, except where a survivor reports otherwise.
+//! anybody, so it is lost, except where a survivor reports otherwise, or where first touches are
+//! announced ([`touch`]).
 //!
 //! *Versions.* All pages of lost owners go on at one version above all that any frame at a survivor has,
 //! so that no frame is ever taken for what it is not. (A copy may have a version above another's
@@ -57,6 +58,7 @@ mod directory;
 mod message;
 mod report;
 mod rule;
+mod touch;
 
 use std::collections::BTreeMap;
 
@@ -94,6 +96,7 @@ pub(super) struct Recovery {
     holdings: BTreeMap<NodeId, Reported>,
     verdicts: BTreeMap<NodeId, Parts>,
     settled: NodeSet,
+    touches: touch::Touches,
     /// Holds that will never be complete, not reported yet.
     failed: Vec<ThreadId>,
 }
@@ -286,6 +289,7 @@ impl Protocol {
         };
         match message {
             Recover::Entered { .. } | Recover::Settled => Ok(()),
+            Recover::Touch { page } | Recover::Noted { page } => self.check_page(*page),
             Recover::Holdings(holdings) => {
                 holdings.runs.iter().try_for_each(|held| check(&held.run))
             }
@@ -339,6 +343,11 @@ impl Protocol {
                     recovery.phase == Phase::Deciding && parts.add(verdict.part, verdict.last);
                 fits && self.obey(&verdict)
             }
+            Recover::Touch { page } => self.receive_touch(from, page, fx),
+            Recover::Noted { page } => {
+                self.receive_noted(from, page, fx);
+                true
+            }
             Recover::Settled => {
                 let new = !recovery.settled.contains(from);
                 recovery.settled.insert(from);
@@ -354,6 +363,12 @@ impl Protocol {
     /// The region ends.
     pub(super) fn forget_recovery(&mut self) {
         self.recovery.phase = Phase::None;
+        self.recovery.touches.clear();
+    }
+
+    /// Whether no first touch waits for being noted.
+    pub(super) fn has_announced(&self) -> bool {
+        self.recovery.touches.is_empty()
     }
 
     /// These holds wait for a lost page.
@@ -429,6 +444,7 @@ impl Protocol {
         self.outbound.clear();
         self.leasing.clear();
         self.starved.clear();
+        self.recovery.touches.clear();
         self.rooms.forget_questions();
         let pages: Vec<Page> = self.pending.keys().copied().collect();
         for page in pages {

@@ -76,9 +76,15 @@ impl Protocol {
         let entry = self.table.get(page);
         let first = self.settings.homes.of(page) == self.me();
         let stale = self.mutated(Mutation::RecoverStaleFrames) && entry.version > Version::ZERO;
+        let told = self.settings.features.zeros;
         match (entry.is_owner(), entry.state) {
             (true, _) => (!first).then_some(Holding::Owned),
             (false, PageState::Shared) => Some(Holding::Copy),
+            (false, PageState::Lost)
+                if told && !self.mutated(Mutation::RecoverForgettingLosses) =>
+            {
+                Some(Holding::Lost)
+            }
             (false, PageState::Invalid) if stale => Some(Holding::Copy),
             (false, _) => first.then_some(Holding::Given),
         }

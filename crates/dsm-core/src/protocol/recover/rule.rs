@@ -16,6 +16,8 @@ enum Ruling {
     Kept(NodeId),
     /// Its owner was lost; one survivor with a valid copy becomes owner, with the others as copyset.
     Inherited(NodeId, NodeSet),
+    /// Its first owner was lost, and nobody can have touched it: the recoverer has it.
+    Adopted,
     /// Nothing is left.
     Lost,
 }
@@ -26,6 +28,7 @@ struct Reports {
     owned: NodeSet,
     copies: NodeSet,
     given: NodeSet,
+    lost: NodeSet,
 }
 
 impl Reports {
@@ -34,6 +37,7 @@ impl Reports {
             Holding::Owned => &mut self.owned,
             Holding::Copy => &mut self.copies,
             Holding::Given => &mut self.given,
+            Holding::Lost => &mut self.lost,
         }
     }
 }
@@ -68,7 +72,7 @@ impl Protocol {
                 rest = &rest[here..];
             }
         }
-        self.announce(&rulings, version, survivors, fx);
+        self.pronounce(&rulings, version, survivors, fx);
         Ok(())
     }
 
@@ -83,6 +87,7 @@ impl Protocol {
         let homes = self.settings.homes.ends();
         let mut cuts: Vec<Page> = vec![range.start, range.end];
         cuts.extend(homes.filter(|page| range.contains(page)));
+        cuts.extend(self.cuts_of_touches(range.clone()));
         let mut events: Vec<(Page, bool, NodeId, Holding)> = Vec::new();
         for &(node, Held { run, holding }) in held {
             let end = run.end().min(range.end);
@@ -112,31 +117,49 @@ impl Protocol {
         Ok(())
     }
 
+    /// Whether `page`, whose first owner was lost, is zero for all that this node knows.
+    fn may_adopt(&self, page: Page) -> bool {
+        self.settings.features.zeros && self.table.may_adopt(page, &self.served)
+    }
+
+    /// Where blocks that may be adopted and others meet.
+    fn cuts_of_touches(&self, range: Range<Page>) -> Vec<Page> {
+        if !self.settings.features.zeros {
+            return Vec::new();
+        }
+        let blocks = self.table.by_block(range);
+        let differ =
+            |pair: &&[Range<Page>]| self.may_adopt(pair[0].start) != self.may_adopt(pair[1].start);
+        blocks.windows(2).filter(differ).map(|pair| pair[1].start).collect()
+    }
+
     /// What becomes of `page`; none where its first owner goes on as at the start.
     fn ruling(&self, page: Page, reports: Reports) -> Result<Option<Ruling>, Violation> {
-        let Reports { owned, copies, given } = reports;
+        let Reports { owned, copies, given, lost } = reports;
         if owned.len() > 1 {
             return Err(Violation::SecondOwner { page: page.0 });
         }
         let first = self.settings.homes.of(page);
-        let silent = !copies.contains(first) && !given.contains(first);
+        let mentioned = [copies, given, lost].into_iter().any(|nodes| nodes.contains(first));
         let trusted = self.mutated(Mutation::RecoverUnprovenZeros) && copies.is_empty();
         if let Some(owner) = owned.iter().next() {
             return Ok(Some(Ruling::Kept(owner)));
         }
-        if silent && !self.recovery.lost.contains(first) {
+        if !mentioned && !self.recovery.lost.contains(first) {
             return Ok(None);
         }
         let heir = if copies.contains(self.me()) { Some(self.me()) } else { copies.iter().next() };
         Ok(Some(match heir {
             Some(heir) => Ruling::Inherited(heir, copies.without(heir)),
+            // Who ruled before may have known more, and may have told only some.
+            None if lost.is_empty() && self.may_adopt(page) => Ruling::Adopted,
             None if trusted => Ruling::Inherited(self.me(), NodeSet::EMPTY),
             None => Ruling::Lost,
         }))
     }
 
     /// Lets the rulings take effect here, and tells all others what concerns them.
-    fn announce<E: Effects>(
+    fn pronounce<E: Effects>(
         &mut self,
         rulings: &[(Run, Ruling)],
         version: Version,
@@ -149,6 +172,10 @@ impl Protocol {
                 Ruling::Kept(owner) | Ruling::Inherited(owner, _) if owner != me => {
                     self.table.point(run.first..run.end(), owner);
                 }
+                Ruling::Adopted => {
+                    self.table.adopt(run.first..run.end());
+                    self.counters.pages_adopted += u64::from(run.pages);
+                }
                 _ => {}
             }
         }
@@ -157,7 +184,7 @@ impl Protocol {
                 .iter()
                 .copied()
                 .filter(|(_, ruling)| match ruling {
-                    Ruling::Kept(_) => false,
+                    Ruling::Kept(_) | Ruling::Adopted => false,
                     Ruling::Inherited(heir, _) => *heir == node,
                     Ruling::Lost => true,
                 })
@@ -211,7 +238,7 @@ fn verdict(part: u32, last: bool, version: Version, rulings: &[(Run, Ruling)]) -
         match ruling {
             Ruling::Inherited(_, copyset) => verdict.yours.push(Yours { run, copyset }),
             Ruling::Lost => verdict.lost.push(run),
-            Ruling::Kept(_) => {}
+            Ruling::Kept(_) | Ruling::Adopted => {}
         }
     }
     verdict
