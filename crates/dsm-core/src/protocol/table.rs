@@ -349,7 +349,7 @@ impl Table {
     /// Bytes of metadata allocated.
     pub(super) fn allocated_bytes(&self) -> u64 {
         let touched = self.blocks.iter().flatten().count() as u64;
-        let directory = (size_of::<Option<Box<[Packed]>>>() + 1) as u64 * self.blocks.len() as u64;
+        let directory = (size_of::<Option<Box<[Packed]>>>() + 2) as u64 * self.blocks.len() as u64;
         touched * self.lease_pages * size_of::<Packed>() as u64 + directory
     }
 }

@@ -14,9 +14,14 @@ use dsm_core::types::{Access, NodeSet, Page};
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn start(nodes: usize, pages: u64, workers: usize) -> Option<Cluster> {
+    start_with(nodes, pages, workers, false)
+}
+
+/// `zeros`: first touches are announced.
+fn start_with(nodes: usize, pages: u64, workers: usize, zeros: bool) -> Option<Cluster> {
     let how = (WaitMode::Adaptive, Joined::Sockets);
     Cluster::start_with(nodes, pages, workers, how, &|_| u64::MAX, &|engine, spec| {
-        let features = Features { recover: true, ..spec.features };
+        let features = Features { recover: true, zeros, ..spec.features };
         engine.open(&RegionSpec { features, ..spec.clone() }).unwrap();
     })
 }
@@ -103,6 +108,34 @@ fn survivors_have_the_latest_bytes_or_know_that_they_are_lost() {
     }
 }
 
+#[test]
+fn untouched_memory_of_a_lost_node_stays_zero() {
+    for workers in [1, 2] {
+        let Some(mut cluster) = start_with(3, 8192, workers, true) else { return };
+        // The first six blocks begin at the first node. It gives one away and touches another.
+        let [a, b, _] = &cluster.members[..] else { panic!() };
+        b.write(0, 1);
+        a.write(600, 1);
+        drop(cluster.members.remove(0));
+        let [b, c] = &cluster.members[..] else { panic!() };
+        lose_first(b);
+        lose_first(c);
+        let lost = settled(b, workers);
+        assert_eq!(
+            (&lost[..], &settled(c, workers)[..]),
+            (&[Page(512)..Page(1024)][..], &lost[..])
+        );
+        assert_eq!(c.read(0), 1);
+        for page in 1024..3072 {
+            assert_eq!(b.read(page), 0);
+            c.write(page, page);
+            assert_eq!(b.read(page), page);
+        }
+        let adopted = |member: &Member| member.engine.stats(REGION).unwrap().counters.pages_adopted;
+        assert_eq!(adopted(b) + adopted(c), 2048);
+    }
+}
+
 /// Adds to words of pages, each while its page is held, until all are lost or the node is out.
 fn add(member: &Member, pages: &[u64], sums: &[AtomicU64], seed: u64, over: &AtomicBool) {
     let mut state = seed;
@@ -129,7 +162,7 @@ fn nothing_is_old_when_a_node_is_lost_under_load() {
     let (mut kept, mut gone) = (0, 0);
     for round in 0..ROUNDS {
         let workers = 1 + round as usize % 2;
-        let Some(cluster) = start(3, 4096, workers) else { return };
+        let Some(cluster) = start_with(3, 4096, workers, round % 4 > 1) else { return };
         let [a, b, c] = &cluster.members[..] else { panic!() };
         let pages: Vec<u64> = (0..32).map(|number| number * 127).collect();
         let sums: Vec<AtomicU64> = pages.iter().map(|_| AtomicU64::new(0)).collect();

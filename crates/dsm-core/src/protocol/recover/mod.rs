@@ -48,7 +48,8 @@
 //!
 //! *A second loss* at any moment begins the next epoch, with the same steps from the state as it is then.
 //! A verdict that only some have got is no harm: at each moment, valid copies are the latest, they
-//! are known to the owner if there is one, and no page has two.
+//! are known to the owner if there is one, and no page has two. Only what may be *adopted* depends on
+//! who rules; so losses that some have been told of are reported where that can be.
 //!
 //! *It ends.* Each phase waits for messages of survivors only, which wait for nothing but the phase before.
 //!
