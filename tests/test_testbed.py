@@ -66,6 +66,7 @@ def test_a_command_that_takes_too_long_is_ended_with_its_children(bed: Testbed) 
     script = "sleep 4242 & echo said; wait"
     with pytest.raises(TestbedError, match=r"did not end within 3 s(?s:.*)said"):
         bed.hosts[0].run(["/bin/sh", "-c", script], timeout_s=3)
+    assert "RIP=" in (bed.logs / "h0.commands").read_text()
     left = bed.hosts[0].run(["/bin/busybox", "pgrep", "-f", "sleep 4242"], check=False)
     assert left.stdout == ""
 

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -138,8 +138,12 @@ class Process:
 class Channel:
     """The connection to one host's agent."""
 
-    def __init__(self, name: str, link: socket.socket, log: Path) -> None:
+    def __init__(
+        self, name: str, link: socket.socket, log: Path, state: Callable[[], Iterable[str]]
+    ) -> None:
+        """`state` tells what the host does; it is asked, and logged, when a wait takes too long."""
         self._name = name
+        self._state = state
         self._link = link
         self._log = log.open("w")
         self._sending = threading.Lock()
@@ -194,7 +198,10 @@ class Channel:
             good = self.changed.wait_for(lambda: done() or self._ended, timeout_s)
             if not done() and self._ended:
                 raise HostEndedError(f"{self._name} has ended; see {self._log.name}")
-            return good
+        if not good:
+            for state in self._state():
+                self._note("!", {"event": "state"}, state.encode())
+        return good
 
     def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
         """Sends a request."""

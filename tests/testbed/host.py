@@ -7,7 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,8 @@ from testbed.qmp import Monitor
 
 _BOOT_S: Final = 120.0
 _ENDING_S: Final = 30.0
+_STATE_SAMPLES: Final = 3
+_STATE_APART_S: Final = 0.1
 _START_S: Final = 30.0
 
 _CPU: Final = "EPYC,+svm,+npt"
@@ -71,7 +74,8 @@ class Host:
                 start_new_session=True,
             )
         self._monitor = Monitor(self.name, monitor)
-        self._channel = Channel(self.name, agent, setting.logs / f"{self.name}.commands")
+        commands = setting.logs / f"{self.name}.commands"
+        self._channel = Channel(self.name, agent, commands, self._state)
 
     def _command(self, setting: Setting, index: int, agent: int, monitor: int) -> list[str]:
         python = os.path.realpath(sys.executable)
@@ -125,6 +129,15 @@ class Host:
         except HostEndedError:
             problem = "ended while it booted"
         raise TestbedError(f"{self.name} {problem}; logs in {self._logs}:\n{self.last_words()}")
+
+    def _state(self) -> Iterator[str]:
+        """Where its processor is, some times: a host that says nothing may hang."""
+        for _ in range(_STATE_SAMPLES):
+            try:
+                yield self._monitor.registers()
+            except TestbedError as error:
+                yield str(error)
+            time.sleep(_STATE_APART_S)
 
     def last_words(self) -> str:
         """The end of what QEMU and the console said."""

@@ -23,20 +23,25 @@ class Monitor:
         self._lock = threading.Lock()
         self._ready = False
 
-    def execute(self, command: str, **arguments: object) -> None:
+    def execute(self, command: str, **arguments: object) -> Any:
         """Runs a command, and waits for its answer."""
         with self._lock:
             if not self._ready:
                 self._read()
                 self._execute("qmp_capabilities", {})
                 self._ready = True
-            self._execute(command, arguments)
+            return self._execute(command, arguments)
+
+    def registers(self) -> str:
+        """Those of the host's processor."""
+        told: str = self.execute("human-monitor-command", **{"command-line": "info registers"})
+        return told
 
     def close(self) -> None:
         self._lines.close()
         self._link.close()
 
-    def _execute(self, command: str, arguments: dict[str, object]) -> None:
+    def _execute(self, command: str, arguments: dict[str, object]) -> Any:
         request = {"execute": command, "arguments": arguments}
         try:
             self._link.sendall(json.dumps(request).encode() + b"\n")
@@ -47,6 +52,7 @@ class Monitor:
             answer = self._read()
         if "return" not in answer:
             raise TestbedError(f"{self._name}: QEMU refused {command}: {answer}")
+        return answer["return"]
 
     def _read(self) -> dict[str, Any]:
         try:
