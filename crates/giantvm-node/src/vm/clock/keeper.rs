@@ -28,6 +28,9 @@ const PERIOD: Duration = Duration::from_millis(20);
 const EARLY_S: f64 = 60.0;
 /// Where all hosts' counters run from one source: their rates are the same, and nothing is to be learned.
 const PERIOD_SHARED: Duration = Duration::from_millis(500);
+/// How long such a clock is compared before it is set. It can't be corrected later, and all is measured
+/// by the shortest message: on hosts that are busy with each other, none of the first may be.
+const START_SHARED_S: f64 = 1.0;
 /// Longest time between two looks at the clock: one period, and a thread that is late.
 const STEP_MS_MAX: u32 = 40;
 const STEP_MS_MAX_SHARED: u32 = 1000;
@@ -198,6 +201,9 @@ impl Keeper {
         if self.others.values().any(|way| way.exchanges < PROBES) {
             return Vec::new();
         }
+        if self.shared && self.seconds(now, self.began) < START_SHARED_S {
+            return Vec::new();
+        }
         let Some(shortest) = self.shortest() else { return Vec::new() };
         match Discipline::start(self.config, &self.estimator, now, shortest) {
             Ok(discipline) => {
@@ -266,6 +272,8 @@ mod tests {
         mapping: Option<Mapping>,
         reference: Mapping,
         sets: usize,
+        /// Until then, questions take eight times as long as answers.
+        slow_until: u64,
     }
 
     impl World {
@@ -285,7 +293,7 @@ mod tests {
             let began = here(ppm, 0);
             let keeper = Keeper::new(&agreement, me, first, others, began).unwrap();
             let reference = agreement.reference;
-            Self { keeper, ppm, now: 0, mapping: None, reference, sets: 0 }
+            Self { keeper, ppm, now: 0, mapping: None, reference, sets: 0, slow_until: 0 }
         }
 
         /// Carries out deeds, and what follows from them; a failure's reason.
@@ -294,7 +302,8 @@ mod tests {
                 match deed {
                     Deed::Ask(node) => {
                         let sent = here(self.ppm, self.now);
-                        let told = self.now + WAY;
+                        let slower = if self.now < self.slow_until { 8 } else { 1 };
+                        let told = self.now + WAY * slower;
                         self.now = told + WAY;
                         deeds.extend(self.keeper.told(node, sent, told, here(self.ppm, self.now)));
                     }
@@ -372,12 +381,22 @@ mod tests {
         assert!(world.mapping.is_some());
     }
 
+    /// The error of a slow exchange is as large as the exchange.
+    #[test]
+    fn a_clock_of_one_source_waits_for_fast_exchanges() {
+        let mut world = World::of(TscSource::Shared, 0.0, false, &[]);
+        world.slow_until = u64::from(KHZ) * 500;
+        assert_eq!(world.carry_out(world.keeper.begin()), None);
+        assert_eq!(world.run(10), None);
+        assert!(world.ahead().unsigned_abs() <= WAY / 2, "{} ticks", world.ahead());
+    }
+
     /// Its exchanges would cost an emulated host most of its time.
     #[test]
     fn a_clock_of_one_source_is_looked_at_seldom_and_stays() {
         let mut world = World::of(TscSource::Shared, 0.0, false, &[]);
         assert_eq!(world.carry_out(world.keeper.begin()), None);
-        assert_eq!(world.run(1), None);
+        assert_eq!(world.run(2), None);
         let (_, wait) = world.keeper.tick(here(0.0, world.now));
         assert_eq!(wait, PERIOD_SHARED);
         assert_eq!(world.run(600), None);
