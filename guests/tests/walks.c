@@ -23,6 +23,7 @@
 #define SLOT 1UL /* of the first table: the 512 GiB where `walked` is mapped */
 #define MARK_ROUNDS 4
 #define COUNTS 64
+#define CHANGE_CYCLES 30000000 /* between two changes: a page that changes more often is left to one node at a time */
 #define COUNT_CYCLES 1000000 /* between two counts: the news that another CPU counts too takes less than all of them */
 #define COUNT_STEP (2UL << 12) /* so that the count looks like an entry that walks have no more to do with */
 
@@ -59,8 +60,8 @@ static void build(void)
     }
 }
 
-/* Each CPU in turn: `act` is given whose turn of how many it is. */
-static void in_turn(u64 member, u64 rounds, void (*act)(u64 member, u64 round))
+/* Each CPU in turn: `act` is given who it is, and the round. */
+static void in_turn(u64 member, u64 first_round, u64 rounds, void (*act)(u64 member, u64 round))
 {
     barrier_wait(&all, members);
     u64 first = load(&turn.value);
@@ -68,14 +69,14 @@ static void in_turn(u64 member, u64 rounds, void (*act)(u64 member, u64 round))
     for (u64 round = 0; round < rounds; round++) {
         u64 mine = first + round * members + member;
         wait_until(&turn.value, mine);
-        act(member, round);
+        act(member, first_round + round);
         store(&turn.value, mine + 1);
     }
     barrier_wait(&all, members);
 }
 
 /* The same, and nothing but an interrupt tells a CPU that it is its turn: no page goes along with that. */
-static void in_turn_by_interrupt(u64 member, u64 rounds, void (*act)(u64 member, u64 round))
+static void in_turn_by_interrupt(u64 member, u64 first_round, u64 rounds, void (*act)(u64 member, u64 round))
 {
     u64 first = count_of(ids[member], VECTOR_TURN);
     barrier_wait(&all, members);
@@ -84,7 +85,7 @@ static void in_turn_by_interrupt(u64 member, u64 rounds, void (*act)(u64 member,
         u64 told = first + round + (member != 0);
         for (u32 turns = 0; count_of(ids[member], VECTOR_TURN) < told;)
             relax(&turns);
-        act(member, round);
+        act(member, first_round + round);
         ipi_send(ids[(member + 1) % members], ICR_FIXED | VECTOR_TURN);
     }
     barrier_wait(&all, members);
@@ -101,9 +102,15 @@ static void walk_all(u64 member, u64 round)
     *word = *word;
 }
 
+static void wait_cycles(u64 cycles)
+{
+    for (u64 start = rdtsc(); rdtsc() - start < cycles;)
+        pause();
+}
+
 static u64 handed_entry(u64 turn_number) { return turn_number * 37 % ENTRIES; }
 
-/* What the CPU before has handed over, then an entry for the next. */
+/* What the CPU before has handed over, then an entry for the next. Changes are numbered over all rounds. */
 static void hand_over(u64 member, u64 round)
 {
     u64 number = round * members + member;
@@ -114,6 +121,7 @@ static void hand_over(u64 member, u64 round)
               ids[member], shown(before), wanted);
     }
     u64 entry = handed_entry(number);
+    wait_cycles(CHANGE_CYCLES);
     *entry_at(entry) = leaf((entry + number + 1) % FRAMES);
 }
 
@@ -158,8 +166,7 @@ static void count_in(void)
 {
     for (u64 n = 0; n < COUNTS; n++) {
         __atomic_fetch_add(&(*false_table)[0], COUNT_STEP, __ATOMIC_RELAXED);
-        for (u64 start = rdtsc(); rdtsc() - start < COUNT_CYCLES;)
-            pause();
+        wait_cycles(COUNT_CYCLES);
     }
 }
 
@@ -170,12 +177,13 @@ static void run_walks(void *unused)
     while (ids[member] != this_cpu()->id)
         member++;
     walk_anew();
-    in_turn(member, settle, walk_all);
+    in_turn(member, 0, settle, walk_all);
     count_in();
-    in_turn(member, (count + members - 1) / members, hand_over);
-    in_turn_by_interrupt(member, (count + members - 1) / members, hand_over);
+    u64 rounds = (count + members - 1) / members;
+    in_turn(member, 0, rounds, hand_over);
+    in_turn_by_interrupt(member, rounds, rounds, hand_over);
     change_together(member);
-    in_turn(member, MARK_ROUNDS, mark);
+    in_turn(member, 0, MARK_ROUNDS, mark);
     use_page_map(page_map);
 }
 
