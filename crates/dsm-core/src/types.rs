@@ -80,6 +80,16 @@ impl NodeSet {
         self
     }
 
+    /// The members of this set and of `other`.
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// This set less the members of `other`.
+    pub const fn minus(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Whether `node` is a member.
     pub fn contains(self, node: NodeId) -> bool {
         self.0 & (1 << node.0) != 0

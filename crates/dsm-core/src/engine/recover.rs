@@ -6,7 +6,7 @@ use super::command::Command;
 use super::handle::{Engine, EngineError, HoldError};
 use super::shard::{Outgoing, Shard};
 use crate::pages::MemoryError;
-use crate::types::{NodeSet, Page, RegionId};
+use crate::types::{NodeId, NodeSet, Page, RegionId};
 
 /// The losses so far, in the epoch that the last one began.
 #[derive(Clone, Copy, Default)]
@@ -17,7 +17,7 @@ pub(super) struct Losses {
 
 impl Losses {
     fn add(&mut self, lost: NodeSet, epoch: u16) {
-        self.lost = NodeSet::from_bits(self.lost.bits() | lost.bits());
+        self.lost = self.lost.union(lost);
         self.epoch = self.epoch.max(epoch);
     }
 
@@ -25,7 +25,7 @@ impl Losses {
     pub(super) fn shares(self, shares: &[u64]) -> Vec<u64> {
         let even = shares.iter().all(|&share| share == 0);
         let share = |(node, &share): (usize, &u64)| {
-            let lost = self.lost.iter().any(|lost| lost.index() == node);
+            let lost = NodeId::new(node).is_some_and(|node| self.lost.contains(node));
             if lost { 0 } else { share.max(even.into()) }
         };
         shares.iter().enumerate().map(share).collect()
@@ -122,7 +122,6 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::NodeId;
 
     #[test]
     fn lost_nodes_have_no_share_of_new_regions() {

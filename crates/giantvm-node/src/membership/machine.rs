@@ -69,7 +69,7 @@ impl Membership {
 
     /// The members that can be talked to.
     pub fn live(&self) -> NodeSet {
-        NodeSet::from_bits(self.members.bits() & !self.lost.bits())
+        self.members.minus(self.lost)
     }
 
     /// The nodes of the list without a connection to this one: whom it waits for while it joins.

@@ -211,7 +211,7 @@ impl Protocol {
         }
         let recovery = &mut self.recovery;
         (recovery.epoch, recovery.phase) = (epoch, Phase::Draining);
-        recovery.lost = NodeSet::from_bits(recovery.lost.bits() | nodes.bits());
+        recovery.lost = recovery.lost.union(nodes);
         recovery.holdings.clear();
         recovery.verdicts.clear();
         recovery.settled = NodeSet::EMPTY;

@@ -45,7 +45,7 @@ impl Protocol {
             highest = highest.max(entry.version);
             match &mut entry.role {
                 Role::Owner { sharing: Sharing::Copies(copies), .. } if !keeps_copysets => {
-                    *copies = NodeSet::from_bits(copies.bits() & !lost.bits());
+                    *copies = copies.minus(lost);
                 }
                 Role::Owner { .. } => {}
                 Role::Holder { owner, .. } if trusts_hints && !lost.contains(*owner) => {}
