@@ -325,8 +325,10 @@ impl Protocol {
                     self.settings.features.unchanged && fx.fingerprint(page) == fingerprint;
                 fx.left_modified(page, unchanged);
                 self.count_departure(page, unchanged);
-                // Where walks count as writes, a page that was not written was walked.
-                if !self.settings.features.walks_write {
+                let super::Features { walks_write, walk_shared, .. } = self.settings.features;
+                // Where walks count as writes, a page that was not written was walked, unless pages
+                // that are walked are walk-shared.
+                if !walks_write || walk_shared.is_some() {
                     self.convoys.left(page, !unchanged);
                 }
                 if unchanged {

@@ -133,14 +133,12 @@ impl Walks {
 impl Protocol {
     /// Threads walk page tables in these pages from now on, and that may count as a write.
     pub fn set_walks_write(&mut self) {
-        self.settings.features.walks_write = self.settings.features.walk_shared.is_none();
+        self.settings.features.walks_write = true;
     }
 
-    /// Page tables that came back unchanged `after` times are walk-shared from now on: other pages are
-    /// not walked.
+    /// Page tables that came back unchanged `after` times are walk-shared from now on.
     pub fn share_walked(&mut self, after: u8) {
         self.settings.features.walk_shared = Some(after);
-        self.settings.features.walks_write = false;
     }
 
     /// Pages that are walk-shared here.
