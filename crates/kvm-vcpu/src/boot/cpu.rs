@@ -7,14 +7,14 @@ use vm_memory::GuestMemory;
 
 use super::error::Fault;
 use super::loader::{Loader, PAGE};
+use crate::paging::{
+    ACCESSED, CR0_PG, CR4_PAE, DIRTY, EFER_LMA, ENTRIES, LARGE, PRESENT, WRITABLE,
+};
 
 const CR0_PE: u64 = 1 << 0;
 /// Always one on processors of today.
 const CR0_ET: u64 = 1 << 4;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
 /// Bit 1 is always one.
 const RFLAGS_RESET: u64 = 2;
 
@@ -25,11 +25,6 @@ const DATA_SELECTOR: u16 = 0x18;
 const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 const GDT_LEN: u64 = size_of_val(&GDT) as u64;
 
-const PRESENT_WRITABLE: u64 = 0b11;
-const LARGE_PAGE: u64 = 1 << 7;
-/// Set beforehand, so that the processor's walks need not write to the tables.
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
 /// The first 4 GiB, in page directories of 1 GiB.
 const DIRECTORIES: u64 = 4;
 
@@ -126,15 +121,16 @@ pub(super) fn write_page_tables<M: GuestMemory + ?Sized>(
 ) -> Result<u64, Fault> {
     let len = (2 + DIRECTORIES) * PAGE;
     let top = loader.claims.take_lowest(within, len, PAGE, "the page tables")?;
-    let table = PRESENT_WRITABLE | ACCESSED;
+    // The marks are set beforehand, so that the processor's walks need not write to the tables.
+    let table = PRESENT | WRITABLE | ACCESSED;
     let directory = |index: u64| (top + (2 + index) * PAGE) | table;
-    let page = |index: u64| (index << 21) | table | DIRTY | LARGE_PAGE;
+    let page = |index: u64| (index << 21) | table | DIRTY | LARGE;
 
     let mut tables = vec![(top + PAGE) | table];
-    tables.resize(512, 0);
+    tables.resize(ENTRIES, 0);
     tables.extend((0..DIRECTORIES).map(directory));
-    tables.resize(2 * 512, 0);
-    tables.extend((0..DIRECTORIES * 512).map(page));
+    tables.resize(2 * ENTRIES, 0);
+    tables.extend((0..DIRECTORIES * ENTRIES as u64).map(page));
     loader.write(top, &words(&tables))?;
     Ok(top)
 }
