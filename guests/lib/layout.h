@@ -46,6 +46,11 @@
 #define VECTOR_IPI_FIRST 0x90 /* a share for each sender, up to VECTOR_IPI_END */
 #define VECTOR_IPI_END 0xf0
 
+/* Page tables, with the marks set beforehand that walks would set. */
+#define TABLE_ENTRIES 512
+#define ENTRY_TABLE 0x27 /* accessed, user, writable, present */
+#define ENTRY_PAGE 0x67  /* the same, dirty */
+
 #define MSR_EFER 0xc0000080
 #define MSR_APIC_BASE 0x1b
 #define MSR_TSC_DEADLINE 0x6e0

@@ -4,7 +4,8 @@
  *
  * 0 to 4 GiB are mapped one to one with 2 MiB pages, for CPL 3 too. The last of these GiB holds devices: uncached.
  */
-#define TABLE 0x27        /* accessed, user, writable, present */
+#include "layout.h"
+
 #define LARGE 0xe7        /* 2 MiB, dirty, accessed, user, writable, present */
 #define LARGE_DEVICE 0xff /* the same, uncached */
 
@@ -12,12 +13,12 @@
     .balign 4096
     .globl page_map
 page_map:
-    .quad page_pointers + TABLE
+    .quad page_pointers + ENTRY_TABLE
     .fill 511, 8, 0
 page_pointers:
     .set index, 0
     .rept 4
-    .quad page_directories + TABLE + index * 4096
+    .quad page_directories + ENTRY_TABLE + index * 4096
     .set index, index + 1
     .endr
     .fill 508, 8, 0

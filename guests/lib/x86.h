@@ -82,6 +82,9 @@ static inline void wait_while(const u64 *variable, u64 value)
     __asm__ volatile("int3" ::"D"(variable), "S"(value), "r"(number) : "memory");
 }
 
+/* The page tables that all CPUs start with. */
+extern u64 page_map[TABLE_ENTRIES];
+
 /* Makes this CPU use other page tables, which must map everything that it uses now as it is mapped now. */
 static inline void use_page_map(const void *tables)
 {

@@ -9,9 +9,6 @@
  */
 #include "tests.h"
 
-#define PRESENT 0x27 /* accessed, user, writable, present: no walk has anything to store */
-#define LEAF 0x67    /* the same, dirty */
-#define ENTRIES 512
 #define OPERAND 0x600dda7a5eed1234
 #define WORD_OF(cpu) (64 + (cpu)) /* each CPU's word in pages that all write */
 
@@ -19,14 +16,13 @@ enum part { CODE, DATA, STACK, PARTS };
 
 /* Each part's two pages, and the tables that lead to them from an entry of their own in the first table. */
 struct part_pages {
-    u64 pointers[ENTRIES], directory[ENTRIES], table[ENTRIES], page[2][ENTRIES];
+    u64 pointers[TABLE_ENTRIES], directory[TABLE_ENTRIES], table[TABLE_ENTRIES], page[2][TABLE_ENTRIES];
 };
 
 extern const u8 many_step[], many_step_push[], many_step_end[];
-extern u64 page_map[ENTRIES];
 
 static u64 count;
-static u64 (*map)[ENTRIES];
+static u64 (*map)[TABLE_ENTRIES];
 static struct part_pages *parts;
 static struct page_u64 done[MAX_CPUS];
 
@@ -43,11 +39,11 @@ static void build(void)
     (*map)[0] = page_map[0];
     for (enum part part = CODE; part < PARTS; part++) {
         struct part_pages *it = &parts[part];
-        (*map)[part + 1] = (u64)it->pointers | PRESENT;
-        it->pointers[0] = (u64)it->directory | PRESENT;
-        it->directory[0] = (u64)it->table | PRESENT;
-        it->table[0] = (u64)it->page[0] | LEAF;
-        it->table[1] = (u64)it->page[1] | LEAF;
+        (*map)[part + 1] = (u64)it->pointers | ENTRY_TABLE;
+        it->pointers[0] = (u64)it->directory | ENTRY_TABLE;
+        it->directory[0] = (u64)it->table | ENTRY_TABLE;
+        it->table[0] = (u64)it->page[0] | ENTRY_PAGE;
+        it->table[1] = (u64)it->page[1] | ENTRY_PAGE;
     }
     u8 *code = (u8 *)parts[CODE].page[1] - (many_step_push - many_step) - 1;
     memcpy(code, many_step, (size_t)(many_step_end - many_step));
@@ -56,7 +52,7 @@ static void build(void)
 }
 
 /* An absent entry's word, or a free one of a page: changed by this CPU alone. Bit 0 stays clear. */
-static void touch(u64 page[ENTRIES]) { *(volatile u64 *)&page[WORD_OF(this_cpu()->id)] += 2; }
+static void touch(u64 page[TABLE_ENTRIES]) { *(volatile u64 *)&page[WORD_OF(this_cpu()->id)] += 2; }
 
 static void touch_all(void)
 {
@@ -70,7 +66,7 @@ static void touch_all(void)
     }
 }
 
-static void check_words(u64 page[ENTRIES], u64 wanted, const char *what)
+static void check_words(u64 page[TABLE_ENTRIES], u64 wanted, const char *what)
 {
     for (u32 cpu = 0; cpu < cpu_count(); cpu++)
         check(page[WORD_OF(cpu)] == 2 * wanted * (done[cpu].value != 0), "many: CPU %u's word in the %s is %lu instead of %lu", cpu,

@@ -14,9 +14,6 @@
  */
 #include "tests.h"
 
-#define ENTRIES 512
-#define TABLE 0x27 /* accessed, user, writable, present */
-#define LEAF 0x67  /* the same, dirty */
 #define MARKS 0x60
 #define VECTOR_TURN VECTOR_MSI
 #define FRAMES 8
@@ -29,14 +26,13 @@
 
 static u64 count, settle, members;
 static u32 ids[MAX_CPUS];
-static u64 (*map)[ENTRIES], (*pointers)[ENTRIES], (*directory)[ENTRIES], (*walked)[ENTRIES], (*false_table)[ENTRIES];
-static u64 (*frames)[ENTRIES];
+static u64 (*map)[TABLE_ENTRIES], (*pointers)[TABLE_ENTRIES], (*directory)[TABLE_ENTRIES], (*walked)[TABLE_ENTRIES], (*false_table)[TABLE_ENTRIES];
+static u64 (*frames)[TABLE_ENTRIES];
 static struct page_u64 turn;
 static struct barrier all;
-extern u64 page_map[ENTRIES];
 
 static volatile u64 *mapped(u64 entry, u64 word) { return (volatile u64 *)(SLOT << 39 | entry << 12 | word << 3); }
-static u64 leaf(u64 frame) { return (u64)&frames[frame] | LEAF; }
+static u64 leaf(u64 frame) { return (u64)&frames[frame] | ENTRY_PAGE; }
 static u64 shown(u64 entry) { return *mapped(entry, 0); }
 static volatile u64 *entry_at(u64 entry) { return &(*walked)[entry]; }
 
@@ -49,12 +45,12 @@ static void build(void)
     false_table = heap_pages(1), frames = heap_pages(FRAMES);
     memset(map, 0, PAGE_SIZE), memset(pointers, 0, PAGE_SIZE), memset(directory, 0, PAGE_SIZE);
     (*map)[0] = page_map[0];
-    (*map)[SLOT] = (u64)pointers | TABLE;
-    (*pointers)[0] = (u64)directory | TABLE;
-    (*directory)[0] = (u64)walked | TABLE;
+    (*map)[SLOT] = (u64)pointers | ENTRY_TABLE;
+    (*pointers)[0] = (u64)directory | ENTRY_TABLE;
+    (*directory)[0] = (u64)walked | ENTRY_TABLE;
     for (u64 frame = 0; frame < FRAMES; frame++)
         frames[frame][0] = frame;
-    for (u64 entry = 0; entry < ENTRIES; entry++) {
+    for (u64 entry = 0; entry < TABLE_ENTRIES; entry++) {
         (*walked)[entry] = leaf(entry % FRAMES);
         (*false_table)[entry] = leaf(0);
     }
@@ -95,7 +91,7 @@ static void walk_all(u64 member, u64 round)
 {
     (void)round;
     walk_anew();
-    for (u64 entry = 0; entry < ENTRIES; entry += 61)
+    for (u64 entry = 0; entry < TABLE_ENTRIES; entry += 61)
         check(shown(entry) == entry % FRAMES, "walks: CPU %u finds page %lu at entry %lu", ids[member], shown(entry), entry);
     /* Stores what is there: the page comes to this node to be written, and goes as it came. */
     volatile u64 *word = &(*false_table)[member];
@@ -108,7 +104,7 @@ static void wait_cycles(u64 cycles)
         pause();
 }
 
-static u64 handed_entry(u64 turn_number) { return turn_number * 37 % ENTRIES; }
+static u64 handed_entry(u64 turn_number) { return turn_number * 37 % TABLE_ENTRIES; }
 
 /* What the CPU before has handed over, then an entry for the next. Changes are numbered over all rounds. */
 static void hand_over(u64 member, u64 round)
