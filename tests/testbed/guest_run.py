@@ -41,36 +41,29 @@ class Programs:
 
 def build() -> Programs:
     """Brings the build of both up to date."""
-    target = directory().parent
     for program in ("cargo", "make", "cc"):
         if shutil.which(program) is None:
             raise MissingError(f"building the guest and its host program needs {program}")
-    environment = os.environ | {"CARGO_TARGET_DIR": str(target)}
-    cargo = ["cargo", "build", "--quiet", "--release", "--locked", "-p", "giantvm-node"]
-    commands = (
-        [*cargo, "--example", "vm_node"],
-        ["make", "--silent", "-C", "guests", f"OUT={target / 'guests'}"],
-    )
-    for command in commands:
-        checked(
-            command,
-            f"`{' '.join(command)}` failed",
-            cwd=ROOT,
-            env=environment,
-            timeout_s=_BUILD_S,
-        )
-    return Programs(target / "release" / "examples" / "vm_node", target / "guests" / "guest.elf")
+    node, guests = _build_example("vm_node"), directory().parent / "guests"
+    _run_build(["make", "--silent", "-C", "guests", f"OUT={guests}"])
+    return Programs(node, guests / "guest.elf")
 
 
 def build_mistaken() -> Path:
     """Brings the build of the host program up to date that can be given a mistake."""
-    target = directory().parent
+    return _build_example("vm_node_mistaken", "--features", "mutations")
+
+
+def _build_example(name: str, *options: str) -> Path:
     cargo = ["cargo", "build", "--quiet", "--release", "--locked", "-p", "giantvm-node"]
-    command = [*cargo, "--features", "mutations", "--example", "vm_node_mistaken"]
-    environment = os.environ | {"CARGO_TARGET_DIR": str(target)}
+    _run_build([*cargo, *options, "--example", name])
+    return directory().parent / "release" / "examples" / name
+
+
+def _run_build(command: Sequence[str]) -> None:
+    environment = os.environ | {"CARGO_TARGET_DIR": str(directory().parent)}
     what = f"`{' '.join(command)}` failed"
     checked(command, what, cwd=ROOT, env=environment, timeout_s=_BUILD_S)
-    return target / "release" / "examples" / "vm_node_mistaken"
 
 
 def script(nodes: Sequence[int], addresses: Sequence[str], tests: Sequence[str] = TESTS) -> str:
