@@ -53,7 +53,7 @@ busybox ip address add 198.18.7.2/24 dev eth0
 busybox ip link set eth0 up
 say "eth0 $(busybox cat /sys/class/net/eth0/address) queues $(busybox ls /sys/class/net/eth0/queues | busybox grep -c rx)"
 # ping waits no more than a second of the guest for the answer to its last packet.
-busybox ping -c 5 -W 20 198.18.7.1 | busybox grep -q "[45] packets received" && say "ping works"
+busybox ping -c 6 -W 20 198.18.7.1 | busybox grep -q "[56] packets received" && say "ping works"
 say "transfer $(busybox wget -q -O - http://198.18.7.1/file | sum)"
 
 echo "devices: words over hvc0" >/dev/hvc0
