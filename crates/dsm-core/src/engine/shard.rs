@@ -139,6 +139,7 @@ impl Shard {
             observer: self.observer.as_ref(),
             // A hold promises that its pages are mapped.
             left_out: self.read_ahead.milestones().filter(|_| self.holds.is_empty()),
+            waiting: &mut self.waiting,
             residency: &mut self.residency,
             budget: &self.budget,
             walks: &mut self.walks,

@@ -1,5 +1,8 @@
 //! The world of one call of the protocol: real pages, and messages that will leave.
 
+use std::collections::HashMap;
+use std::time::Instant;
+
 use crate::pages::{MemoryError, RegionMemory, ZERO_PAGE_FINGERPRINT};
 use crate::protocol::{Change, Conflict, Effects, Message, Protocol, Walk, WalkTable};
 use crate::types::{Access, NodeId, PAGE_SIZE, Page, RegionId};
@@ -9,7 +12,7 @@ use super::observe::{Observed, Observer};
 use super::read_ahead::Milestones;
 use super::residency::Residency;
 use super::shard::Outgoing;
-use super::stats::Contended;
+use super::stats::{Contended, FaultKind};
 use super::walks::Walks;
 
 /// The world as the protocol sees it during one call.
@@ -23,6 +26,8 @@ pub(super) struct World<'a> {
     pub(super) contended: &'a mut Contended,
     pub(super) observer: Option<&'a Observer>,
     pub(super) left_out: Option<&'a mut Milestones>,
+    /// Pages that threads have faulted on.
+    pub(super) waiting: &'a mut HashMap<Page, (Instant, FaultKind)>,
     pub(super) residency: &'a mut Residency,
     pub(super) budget: &'a Budget,
     pub(super) walks: &'a mut Walks,
@@ -179,6 +184,7 @@ impl Effects for World<'_> {
         if right == Access::Read
             && let Some(left_out) = &mut self.left_out
             && left_out.take(page)
+            && !self.waiting.contains_key(&page)
         {
             return;
         }
@@ -207,6 +213,7 @@ impl Effects for World<'_> {
 
     fn poison(&mut self, page: Page) {
         self.settle(&[page]);
+        self.waiting.remove(&page);
         let result = self.memory.poison(page..Page(page.0 + 1));
         self.keep(result);
     }

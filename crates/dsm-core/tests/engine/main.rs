@@ -70,6 +70,27 @@ fn scans_get_many_pages_with_one_request() {
 }
 
 #[test]
+fn scans_that_run_into_each_other_go_on() {
+    for round in 1..6 {
+        let Some(cluster) = Cluster::start(2, 4096, 1, WaitMode::Adaptive) else { return };
+        let [a, b] = &cluster.members[..] else { panic!() };
+        for page in 0..2048 {
+            a.write(page, page + round);
+        }
+        // The end of each is read ahead into the beginning of the next.
+        std::thread::scope(|scope| {
+            for part in 0..16 {
+                scope.spawn(move || {
+                    for page in part * 128..part * 128 + 128 {
+                        assert_eq!(b.read(page), page + round);
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
 fn words_that_span_pages_are_updated_under_contention() {
     // Each unaligned access needs two pages at once, in one instruction.
     let Some(cluster) = Cluster::start(2, 16, 1, WaitMode::Adaptive) else { return };
