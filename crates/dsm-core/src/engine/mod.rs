@@ -10,6 +10,7 @@
 mod ages;
 mod budget;
 mod command;
+mod event;
 mod evict;
 mod handle;
 mod observe;
@@ -27,9 +28,10 @@ mod watch;
 mod worker;
 mod world;
 
+pub use event::EngineEvent;
 #[cfg(feature = "mutations")]
 pub use handle::seed;
-pub use handle::{Engine, EngineConfig, EngineError, EngineEvent, HoldError, RegionSpec};
+pub use handle::{Engine, EngineConfig, EngineError, HoldError, RegionSpec};
 pub use observe::{Observed, Observer};
 pub use pace::{Nudge, Pace};
 pub use priority::outrank;
