@@ -122,6 +122,9 @@ fn lose(config: &mut Config, random: &mut Random) {
     let nodes = config.nodes();
     config.features.recover = only_losses() || !random.one_in(3);
     config.features.zeros = config.features.recover && random.one_in(2);
+    if config.features.recover && !random.one_in(3) {
+        restore(config, random);
+    }
     let most = if config.features.recover { (nodes - 1).min(3) } else { 1 };
     let count = if random.one_in(3) { 1 + random.below(most as u64) as usize } else { 1 };
     config.losses =
@@ -130,6 +133,26 @@ fn lose(config: &mut Config, random: &mut Random) {
         // The pages have room at the survivors.
         config.share = (config.pages as usize).div_ceil(nodes - count);
         config.capacity = config.share + EPISODE_PAGES + 1;
+    }
+}
+
+/// Has some nodes give pages that are lost new content, and then use them.
+fn restore(config: &mut Config, random: &mut Random) {
+    for node in 0..config.nodes() {
+        if random.one_in(2) {
+            continue;
+        }
+        let mut ops = Vec::new();
+        for _ in 0..2 + random.below(6) {
+            let page = random.below(config.pages);
+            let end = (page / config.lease_pages + 1) * config.lease_pages;
+            let pages = 1 + random.below(end.min(config.pages) - page);
+            ops.push(Op::Restore(Page(page), pages as u32));
+            if random.one_in(3) {
+                ops.push(Op::Access(vec![(Page(page), any_use(random))]));
+            }
+        }
+        config.scripts.push(Script { node, ops });
     }
 }
 
@@ -144,7 +167,7 @@ fn share_tables(config: &mut Config, random: &mut Random) {
         for op in ops {
             match op {
                 Op::Hold(pages, _) => pages.retain(|page| !is_table(page)),
-                Op::Prefetch(_) => {}
+                Op::Prefetch(_) | Op::Restore(..) => {}
                 Op::Access(uses) => {
                     for (_, how) in uses.iter_mut().filter(|(page, _)| is_table(page)) {
                         *how = match (*how, *node) {

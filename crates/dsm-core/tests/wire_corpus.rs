@@ -116,6 +116,10 @@ fn recoveries() -> Vec<(&'static str, Recover)> {
         ("recover-settled", Recover::Settled),
         ("recover-touch", Recover::Touch { page: Page(0x400) }),
         ("recover-noted", Recover::Noted { page: Page(0x400) }),
+        ("recover-restore", Recover::Restore { run: run(0x400, 128) }),
+        ("recover-unlost", Recover::Unlost { run: run(0x400, 128), owner: node(2), version }),
+        ("recover-cleared", Recover::Cleared { run: run(0x400, 128) }),
+        ("recover-not-lost", Recover::NotLost { run: run(0x400, 128), page: Page(0x47f) }),
     ]
 }
 

@@ -13,6 +13,7 @@ use crate::types::{Access, NodeId, NodeSet, Page, RegionId, ThreadId};
 use super::handle::HoldError;
 use super::observe::Observer;
 use super::pace::{Nudge, Pace};
+use super::restore::Restore;
 use super::stats::RegionStats;
 use super::walks::{Flushed, PageTables};
 
@@ -61,6 +62,11 @@ pub(super) enum Command {
     LostPages {
         region: RegionId,
         reply: Reply<Vec<Range<Page>>>,
+    },
+    /// Lost pages get new content.
+    Restore {
+        region: RegionId,
+        restore: Restore,
     },
     /// Pages that find no frame are lost.
     GiveUp {

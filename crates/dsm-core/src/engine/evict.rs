@@ -274,13 +274,14 @@ impl Shard {
         Ok(())
     }
 
-    /// Goes on with pages that found no frame, where there are some again.
+    /// Goes on with pages that found no frame, where there are some again, and with those that are to be
+    /// restored.
     pub(super) fn feed(&mut self, outgoing: &mut Vec<Outgoing>) -> Result<(), MemoryError> {
         if self.protocol.is_starved() && !self.budget.is_full() {
             self.moving.full_since = None;
             self.run(&[], outgoing, |protocol, world| protocol.feed(world))?;
         }
-        Ok(())
+        self.go_on_restoring(outgoing)
     }
 
     /// Whether pages wait for frames that there are nowhere in the cluster; said once.

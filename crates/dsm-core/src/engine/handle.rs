@@ -266,8 +266,16 @@ impl Engine {
         peer: NodeId,
         transport: Box<dyn Transport>,
     ) -> Result<(), EngineError> {
-        let worker = self.workers.get(worker).ok_or(EngineError::Stopped)?;
-        worker.tell(Command::Attach { peer, transport })
+        self.tell(worker, Command::Attach { peer, transport })
+    }
+
+    pub(super) fn tell(&self, worker: usize, command: Command) -> Result<(), EngineError> {
+        self.workers.get(worker).ok_or(EngineError::Stopped)?.tell(command)
+    }
+
+    /// The memory of a region that is served here.
+    pub(super) fn memory(&self, region: RegionId) -> Option<Arc<RegionMemory>> {
+        self.regions_mut().get(&region).cloned()
     }
 
     /// Closes the connections to `peer`.
@@ -406,7 +414,7 @@ impl Engine {
         access: Access,
         timeout: Duration,
     ) -> Result<Hold<'_>, HoldError> {
-        let memory = self.regions_mut().get(&region).cloned().ok_or(HoldError::Stopped)?;
+        let memory = self.memory(region).ok_or(HoldError::Stopped)?;
         self.check_hold(&memory, &pages)?;
         let id = ThreadId(HOLD_IDS | self.last_hold.fetch_add(1, Ordering::Relaxed));
         // From here on the guard gives everything back.
@@ -472,7 +480,7 @@ impl Engine {
     /// Asks for copies of pages that are not here, without waiting for them; of a longer range, for
     /// the first [`EngineConfig::hold_pages_max`].
     pub fn prefetch(&self, region: RegionId, pages: Range<Page>) {
-        let Some(memory) = self.regions_mut().get(&region).cloned() else { return };
+        let Some(memory) = self.memory(region) else { return };
         let end = pages.start.0.saturating_add(self.config.hold_pages_max).min(pages.end.0);
         let pages = pages.start..Page(end);
         for (index, worker) in self.workers.iter().enumerate() {

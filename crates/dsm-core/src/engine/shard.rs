@@ -19,6 +19,7 @@ use super::pace::{Nudge, Pace};
 use super::read_ahead::ReadAhead;
 use super::recover::Losses;
 use super::residency::Residency;
+use super::restore::Restores;
 use super::stats::{Contended, FaultKind, Latency, RegionStats};
 use super::walks::{Flushed, Walks};
 use super::watch::{Progress, Watch};
@@ -73,6 +74,7 @@ pub(super) struct Shard {
     room_given: u64,
     /// A loss has not been settled, as far as has been reported.
     pub(super) recovering: bool,
+    pub(super) restores: Restores,
     pub(super) walks: Walks,
     /// Something may have to be flushed; then this shard is counted in `shares`, for other threads.
     sharing: bool,
@@ -114,6 +116,7 @@ impl Shard {
             moving: Moving::default(),
             room_given: 0,
             recovering: false,
+            restores: Restores::default(),
             walks: Walks::default(),
             sharing: false,
             shares,
@@ -144,6 +147,7 @@ impl Shard {
             budget: &self.budget,
             walks: &mut self.walks,
             discards: Vec::new(),
+            restoring: self.restores.begun(),
             error: None,
         };
         let result = call(&mut self.protocol, &mut world);
@@ -168,6 +172,7 @@ impl Shard {
         }
         self.report_ready();
         self.report_failed();
+        self.report_restored();
         let given = self.protocol.room_given();
         if given != self.room_given {
             self.budget.added(given.saturating_sub(self.room_given));
@@ -389,9 +394,10 @@ impl Shard {
         Ok(())
     }
 
-    /// When [`Shard::sweep`] has to run next for a hold's sake.
+    /// When the worker has to look next for the sake of a hold, or of pages that find no frames.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.holds.values().map(|hold| hold.deadline).min()
+        let holds = self.holds.values().map(|hold| hold.deadline);
+        holds.chain(self.restores.deadline(self.budget.full_after())).min()
     }
 
     pub(super) fn hold(
@@ -452,6 +458,7 @@ impl Shard {
             }
         }
         self.waiting.clear();
+        self.restores.end();
         self.walks.end();
         self.run(&[], outgoing, |protocol, world| protocol.end(world))
     }

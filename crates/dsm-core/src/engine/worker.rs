@@ -21,8 +21,8 @@ use crate::wire;
 use super::ages::Ages;
 use super::budget::Budget;
 use super::command::Command;
-use super::evict::{Pressure, Shortage};
 use super::event::EngineEvent;
+use super::evict::{Pressure, Shortage};
 use super::handle::EngineConfig;
 use super::priority::{outrank, set_timer_slack};
 use super::recover::Losses;
@@ -399,9 +399,10 @@ impl Worker {
                 let shard = self.shards.get(&region);
                 let _ = reply.try_send(shard.map(Shard::lost_pages).unwrap_or_default());
             }
-            Command::GiveUp { region } => {
-                self.with_shard(region, Shard::give_up_starved);
+            Command::Restore { region, restore } => {
+                self.with_shard(region, |shard, outgoing| shard.restore(restore, outgoing));
             }
+            Command::GiveUp { region } => self.with_shard(region, Shard::give_up_starved),
             Command::Hold { region, hold, reply } => {
                 self.with_shard(region, |shard, outgoing| shard.hold(hold, reply, outgoing));
             }

@@ -1,6 +1,7 @@
 //! The world of one call of the protocol: real pages, and messages that will leave.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Instant;
 
 use crate::pages::{MemoryError, RegionMemory, ZERO_PAGE_FINGERPRINT};
@@ -11,6 +12,7 @@ use super::budget::Budget;
 use super::observe::{Observed, Observer};
 use super::read_ahead::Milestones;
 use super::residency::Residency;
+use super::restore::Restore;
 use super::shard::Outgoing;
 use super::stats::{Contended, FaultKind};
 use super::walks::Walks;
@@ -32,6 +34,8 @@ pub(super) struct World<'a> {
     pub(super) budget: &'a Budget,
     pub(super) walks: &'a mut Walks,
     pub(super) discards: Vec<Page>,
+    /// What is being restored.
+    pub(super) restoring: Option<&'a Restore>,
     pub(super) error: Option<MemoryError>,
 }
 
@@ -134,7 +138,7 @@ impl World<'_> {
     fn over_runs(
         &mut self,
         pages: &[Page],
-        take: impl Fn(&RegionMemory, std::ops::Range<Page>) -> Result<(), MemoryError>,
+        take: impl Fn(&RegionMemory, Range<Page>) -> Result<(), MemoryError>,
     ) {
         self.settle(pages);
         let mut sorted = pages.to_vec();
@@ -216,6 +220,20 @@ impl Effects for World<'_> {
         self.waiting.remove(&page);
         let result = self.memory.poison(page..Page(page.0 + 1));
         self.keep(result);
+    }
+
+    fn unpoison(&mut self, pages: Range<Page>) {
+        let result = self.memory.revoke(pages);
+        self.keep(result);
+    }
+
+    fn restore(&mut self, page: Page) {
+        // The machine restores what it was asked to.
+        if let Some(bytes) = self.restoring.and_then(|restore| restore.bytes_of(page)) {
+            self.use_frame(page);
+            let result = self.memory.copy_in(page, bytes);
+            self.keep(result);
+        }
     }
 
     fn fingerprint(&mut self, page: Page) -> u64 {

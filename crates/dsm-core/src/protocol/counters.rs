@@ -75,6 +75,8 @@ counters! {
     pages_adopted,
     /// Pages of which nothing was left after a loss.
     pages_lost,
+    /// Lost pages that this node gave new content.
+    pages_restored,
     /// Pages that came to be walk-shared at their home.
     walk_entered,
     /// Pages that came to be walk-shared at another node.

@@ -51,7 +51,7 @@ pub use message::{
     PageGrant, Request, Right, Room, RoomUnused, RoomWanted,
 };
 pub use mutation::Mutation;
-pub use recover::{Held, Holding, Holdings, RUNS_MAX, Recover, Run, Verdict, Yours};
+pub use recover::{Held, Holding, Holdings, RUNS_MAX, Recover, Restored, Run, Verdict, Yours};
 pub use room::HAND_OVER_MAX;
 pub use table::{Homes, PageState};
 pub use walk::{
@@ -87,8 +87,12 @@ pub trait Effects {
     fn discard(&mut self, page: Page);
     /// Whether `page` has a frame, or may take one now.
     fn may_take(&mut self, page: Page) -> bool;
-    /// Takes away every right for good: who touches the page learns that it is lost.
+    /// Takes away every right, until [`Effects::unpoison`]: who touches the page learns that it is lost.
     fn poison(&mut self, page: Page);
+    /// These pages are not lost any more: who touches one faults.
+    fn unpoison(&mut self, pages: Range<Page>);
+    /// Puts the content that this node restores into the frame of `page`, which nobody can read.
+    fn restore(&mut self, page: Page);
     /// A fingerprint of the frame's bytes. Called only while nobody can write them.
     fn fingerprint(&mut self, page: Page) -> u64;
     /// The fingerprint of zeros.
@@ -456,6 +460,7 @@ impl Protocol {
             && self.walks.is_idle()
             && !self.is_recovering()
             && self.has_announced()
+            && self.has_restored()
     }
 
     /// Requests of this node without an answer.

@@ -48,6 +48,10 @@ pub enum Mutation {
     RecoverEvicting,
     RecoverTouchingEarly,
     RecoverForgettingLosses,
+    RecoverRestoringEarly,
+    RecoverRestoringOld,
+    RecoverPromisingTwice,
+    RecoverKeepingPoison,
     WalkWithoutFlush,
     WalkWithoutWaiting,
     WalkWithoutProof,
@@ -61,7 +65,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 53] = [
+    pub const ALL: [Self; 57] = [
         Self::WriteBeforeLastAck,
         Self::IgnoreInvalidation,
         Self::DropAcknowledgement,
@@ -106,6 +110,10 @@ impl Mutation {
         Self::RecoverEvicting,
         Self::RecoverTouchingEarly,
         Self::RecoverForgettingLosses,
+        Self::RecoverRestoringEarly,
+        Self::RecoverRestoringOld,
+        Self::RecoverPromisingTwice,
+        Self::RecoverKeepingPoison,
         Self::WalkWithoutFlush,
         Self::WalkWithoutWaiting,
         Self::WalkWithoutProof,

@@ -14,7 +14,8 @@ pub enum PageState {
     Modified,
     /// Read-write here and at other nodes: see the module on walk-shared pages.
     WalkShared,
-    /// All that there was of it is gone with a lost node. The same at all nodes.
+    /// All that there was of it is gone with a lost node, and it has not been restored. The same at all
+    /// nodes.
     Lost,
 }
 

@@ -54,7 +54,11 @@ pub fn decode(header: &FrameHeader, body: &[u8], limits: &Limits) -> Result<Mess
         | Kind::RecoverVerdict
         | Kind::RecoverSettled
         | Kind::RecoverTouch
-        | Kind::RecoverNoted) => Message::Recover(recover::recover(kind, body, limits)?),
+        | Kind::RecoverNoted
+        | Kind::RecoverRestore
+        | Kind::RecoverUnlost
+        | Kind::RecoverCleared
+        | Kind::RecoverNotLost) => Message::Recover(recover::recover(kind, body, limits)?),
         Kind::Control(kind) => return Err(WireError::NotAPageMessage { kind: kind.code() }),
     };
     let announced = match &message {
@@ -335,7 +339,7 @@ pub(super) fn version(field: &'static str, found: u64) -> Result<Version, WireEr
     Version::new(found).ok_or(WireError::Beyond { field, found, max: Version::MAX.get() })
 }
 
-fn node(field: &'static str, found: u8, limits: &Limits) -> Result<NodeId, WireError> {
+pub(super) fn node(field: &'static str, found: u8, limits: &Limits) -> Result<NodeId, WireError> {
     let beyond = WireError::Beyond {
         field,
         found: found.into(),

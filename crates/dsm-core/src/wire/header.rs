@@ -46,6 +46,14 @@ pub enum Kind {
     RecoverTouch,
     /// [`crate::protocol::Recover::Noted`]
     RecoverNoted,
+    /// [`crate::protocol::Recover::Restore`]
+    RecoverRestore,
+    /// [`crate::protocol::Recover::Unlost`]
+    RecoverUnlost,
+    /// [`crate::protocol::Recover::Cleared`]
+    RecoverCleared,
+    /// [`crate::protocol::Recover::NotLost`]
+    RecoverNotLost,
     /// [`crate::protocol::Offer`]
     WalkOffer,
     /// [`crate::protocol::Join`]
@@ -93,6 +101,10 @@ impl Kind {
             Kind::RecoverSettled => 0x15,
             Kind::RecoverTouch => 0x16,
             Kind::RecoverNoted => 0x17,
+            Kind::RecoverRestore => 0x18,
+            Kind::RecoverUnlost => 0x19,
+            Kind::RecoverCleared => 0x1a,
+            Kind::RecoverNotLost => 0x1b,
             Kind::Control(kind) => kind.0,
         }
     }
@@ -123,6 +135,10 @@ impl Kind {
             0x15 => Kind::RecoverSettled,
             0x16 => Kind::RecoverTouch,
             0x17 => Kind::RecoverNoted,
+            0x18 => Kind::RecoverRestore,
+            0x19 => Kind::RecoverUnlost,
+            0x1a => Kind::RecoverCleared,
+            0x1b => Kind::RecoverNotLost,
             _ => match ControlKind::new(code) {
                 Some(kind) => Kind::Control(kind),
                 None => return None,

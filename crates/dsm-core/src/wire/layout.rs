@@ -297,6 +297,27 @@ layout! {
     }
 }
 
+layout! {
+    /// Lost pages that get new content, and who will own them.
+    RawUnlost, 24 {
+        first: U64,
+        pages: U32,
+        owner: u8,
+        reserved: [u8; 3],
+        version: U64,
+    }
+}
+
+layout! {
+    /// Pages that were asked for, and the first of them that is not lost.
+    RawNotLost, 24 {
+        first: U64,
+        pages: U32,
+        reserved: [u8; 4],
+        page: U64,
+    }
+}
+
 /// [`RawHoldings::flags`], [`RawVerdict::flags`]: the part with the highest number.
 pub(super) const PART_LAST: u8 = 1 << 0;
 

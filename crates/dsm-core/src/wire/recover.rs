@@ -2,10 +2,11 @@
 
 use zerocopy::IntoBytes;
 
-use super::decode::{contradiction, exact_length, items, nodes, page, take, version};
+use super::decode::{contradiction, exact_length, items, node, nodes, page, take, version};
 use super::header::{Kind, at_most, zero};
 use super::layout::{
-    PART_LAST, RawEntered, RawHeld, RawHoldings, RawPage, RawRun, RawVerdict, RawYours,
+    PART_LAST, RawEntered, RawHeld, RawHoldings, RawNotLost, RawPage, RawRun, RawUnlost,
+    RawVerdict, RawYours,
 };
 use super::{Limits, WireError};
 use crate::protocol::{Held, Holding, Holdings, RUNS_MAX, Recover, Run, Verdict, Yours};
@@ -13,6 +14,8 @@ use crate::types::Page;
 
 const HOLDINGS: &str = "holdings";
 const VERDICT: &str = "verdict";
+const UNLOST: &str = "unlost";
+const NOT_LOST: &str = "not lost";
 
 /// Appends the body of `message` to `out`.
 ///
@@ -41,7 +44,37 @@ pub(super) fn put(message: &Recover, out: &mut Vec<u8>) -> Kind {
             out.extend_from_slice(RawPage { page: page.0.into() }.as_bytes());
             Kind::RecoverNoted
         }
+        Recover::Restore { run } => {
+            put_run(*run, out);
+            Kind::RecoverRestore
+        }
+        Recover::Unlost { run, owner, version } => {
+            let raw = RawUnlost {
+                first: run.first.0.into(),
+                pages: run.pages.into(),
+                owner: owner.index() as u8,
+                reserved: [0; 3],
+                version: version.get().into(),
+            };
+            out.extend_from_slice(raw.as_bytes());
+            Kind::RecoverUnlost
+        }
+        Recover::Cleared { run } => {
+            put_run(*run, out);
+            Kind::RecoverCleared
+        }
+        Recover::NotLost { run, page } => {
+            let (first, pages) = (run.first.0.into(), run.pages.into());
+            let raw = RawNotLost { first, pages, reserved: [0; 4], page: page.0.into() };
+            out.extend_from_slice(raw.as_bytes());
+            Kind::RecoverNotLost
+        }
     }
+}
+
+fn put_run(run: Run, out: &mut Vec<u8>) {
+    let raw = RawRun { first: run.first.0.into(), pages: run.pages.into(), reserved: [0; 4] };
+    out.extend_from_slice(raw.as_bytes());
 }
 
 fn put_holdings(holdings: &Holdings, out: &mut Vec<u8>) {
@@ -85,10 +118,7 @@ fn put_verdict(verdict: &Verdict, out: &mut Vec<u8>) {
         };
         out.extend_from_slice(raw.as_bytes());
     }
-    for run in &verdict.lost {
-        let raw = RawRun { first: run.first.0.into(), pages: run.pages.into(), reserved: [0; 4] };
-        out.extend_from_slice(raw.as_bytes());
-    }
+    verdict.lost.iter().for_each(|&run| put_run(run, out));
 }
 
 /// Reads the body of a message of this kind.
@@ -107,6 +137,10 @@ pub(super) fn recover(kind: Kind, body: &[u8], limits: &Limits) -> Result<Recove
         }
         Kind::RecoverTouch => Recover::Touch { page: block("touch.page", body, limits)? },
         Kind::RecoverNoted => Recover::Noted { page: block("noted.page", body, limits)? },
+        Kind::RecoverRestore => Recover::Restore { run: one_run("restore", body, limits)? },
+        Kind::RecoverUnlost => unlost(body, limits)?,
+        Kind::RecoverCleared => Recover::Cleared { run: one_run("cleared", body, limits)? },
+        Kind::RecoverNotLost => not_lost(body, limits)?,
         _ => return Err(WireError::NotAPageMessage { kind: kind.code() }),
     })
 }
@@ -115,6 +149,36 @@ fn block(field: &'static str, body: &[u8], limits: &Limits) -> Result<Page, Wire
     exact_length(field, body, size_of::<RawPage>())?;
     let (raw, _) = take::<RawPage>(field, body)?;
     page(field, raw.page.get(), limits)
+}
+
+fn one_run(message: &'static str, body: &[u8], limits: &Limits) -> Result<Run, WireError> {
+    exact_length(message, body, size_of::<RawRun>())?;
+    let (raw, _) = take::<RawRun>(message, body)?;
+    raw.reserved.iter().try_for_each(|&byte| zero(message, byte.into()))?;
+    Ascending(message, 0).run(raw.first.get(), raw.pages.get(), limits)
+}
+
+fn unlost(body: &[u8], limits: &Limits) -> Result<Recover, WireError> {
+    exact_length(UNLOST, body, size_of::<RawUnlost>())?;
+    let (raw, _) = take::<RawUnlost>(UNLOST, body)?;
+    raw.reserved.iter().try_for_each(|&byte| zero(UNLOST, byte.into()))?;
+    Ok(Recover::Unlost {
+        run: Ascending(UNLOST, 0).run(raw.first.get(), raw.pages.get(), limits)?,
+        owner: node("unlost.owner", raw.owner, limits)?,
+        version: version("unlost.version", raw.version.get())?,
+    })
+}
+
+fn not_lost(body: &[u8], limits: &Limits) -> Result<Recover, WireError> {
+    exact_length(NOT_LOST, body, size_of::<RawNotLost>())?;
+    let (raw, _) = take::<RawNotLost>(NOT_LOST, body)?;
+    raw.reserved.iter().try_for_each(|&byte| zero(NOT_LOST, byte.into()))?;
+    let run = Ascending(NOT_LOST, 0).run(raw.first.get(), raw.pages.get(), limits)?;
+    let page = page("not_lost.page", raw.page.get(), limits)?;
+    if !(run.first..run.end()).contains(&page) {
+        return Err(contradiction(NOT_LOST, "it names a page that was not asked for"));
+    }
+    Ok(Recover::NotLost { run, page })
 }
 
 fn holdings(body: &[u8], limits: &Limits) -> Result<Holdings, WireError> {

@@ -189,6 +189,13 @@ fn runs(most: usize) -> impl Strategy<Value = Vec<Run>> {
     })
 }
 
+fn run() -> impl Strategy<Value = Run> {
+    (page(), 1u32..600).prop_map(|(first, pages)| {
+        let pages = u64::from(pages).min(LIMITS.pages - first.0) as u32;
+        Run { first, pages }
+    })
+}
+
 fn recover() -> impl Strategy<Value = Recover> {
     let holding = prop_oneof![
         Just(Holding::Owned),
@@ -216,6 +223,14 @@ fn recover() -> impl Strategy<Value = Recover> {
         Just(Recover::Settled),
         page().prop_map(|page| Recover::Touch { page }),
         page().prop_map(|page| Recover::Noted { page }),
+        run().prop_map(|run| Recover::Restore { run }),
+        (run(), node(), version()).prop_map(|(run, owner, version)| Recover::Unlost {
+            run,
+            owner,
+            version
+        }),
+        run().prop_map(|run| Recover::Cleared { run }),
+        run().prop_map(|run| Recover::NotLost { run, page: Page(run.end().0 - 1) }),
     ]
 }
 
@@ -308,7 +323,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_a_message_or_an_error(
-        code in 1u8..0x18,
+        code in 1u8..0x1c,
         pages in 0usize..=1,
         body in vec(any::<u8>(), 0..400),
     ) {
@@ -427,6 +442,23 @@ fn runs_of_pages_that_overlap_or_leave_the_region_are_refused() {
 }
 
 #[test]
+fn runs_to_restore_are_checked() {
+    let run = |first, pages| Run { first: Page(first), pages };
+    let decoded = |message| decoded(&encoded(&Message::Recover(message)), &LIMITS);
+    let (owner, version) = (NodeId::new(0).unwrap(), Version::ZERO);
+    for run in [run(3, 0), run(LIMITS.pages - 2, 3), run(u64::MAX, u32::MAX)] {
+        assert!(decoded(Recover::Restore { run }).is_err(), "{run:?}");
+        assert!(decoded(Recover::Cleared { run }).is_err(), "{run:?}");
+        assert!(decoded(Recover::Unlost { run, owner, version }).is_err(), "{run:?}");
+        assert!(decoded(Recover::NotLost { run, page: run.first }).is_err(), "{run:?}");
+    }
+    let owner = NodeId::new(NODES_MAX - 1).unwrap();
+    assert!(decoded(Recover::Unlost { run: run(3, 2), owner, version }).is_err());
+    assert!(decoded(Recover::NotLost { run: run(3, 2), page: Page(4) }).is_ok());
+    assert!(decoded(Recover::NotLost { run: run(3, 2), page: Page(5) }).is_err());
+}
+
+#[test]
 fn the_largest_messages_fit() {
     let limits = Limits { nodes: NODES_MAX, pages: 1 << 52 };
     let pages = (0..PAYLOAD_PAGES_MAX as u64).map(|page| a_page_grant(page + 5)).collect();
@@ -523,7 +555,7 @@ fn headers_beyond_a_limit_are_refused() {
         FrameHeader::parse(&bytes).unwrap_err()
     };
     assert!(matches!(patched(0, 0), WireError::Magic { .. }));
-    for kind in [0x00, 0x18, 0x3f, 0x80, 0xff] {
+    for kind in [0x00, 0x1c, 0x3f, 0x80, 0xff] {
         assert_eq!(patched(2, kind), WireError::Kind { kind });
     }
     assert!(matches!(patched(3, 1), WireError::Reserved { .. }));

@@ -34,6 +34,9 @@ pub struct Coverage {
     pub recoveries: u64,
     pub absorbed: u64,
     pub entered_early: u64,
+    pub restored: u64,
+    pub not_lost: u64,
+    pub interrupted: u64,
     pub walk_entered: u64,
     pub walk_joined: u64,
     pub walk_left: u64,
@@ -42,7 +45,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    pub fn rows(&self) -> [(&'static str, u64); 33] {
+    pub fn rows(&self) -> [(&'static str, u64); 36] {
         [
             ("messages", self.messages),
             ("faults", self.faults),
@@ -72,6 +75,9 @@ impl Coverage {
             ("recoveries", self.recoveries),
             ("absorbed", self.absorbed),
             ("entered-early", self.entered_early),
+            ("restored", self.restored),
+            ("not-lost", self.not_lost),
+            ("interrupted", self.interrupted),
             ("walk-entered", self.walk_entered),
             ("walk-joined", self.walk_joined),
             ("walk-left", self.walk_left),
@@ -80,7 +86,7 @@ impl Coverage {
         ]
     }
 
-    fn rows_mut(&mut self) -> [&mut u64; 33] {
+    fn rows_mut(&mut self) -> [&mut u64; 36] {
         [
             &mut self.messages,
             &mut self.faults,
@@ -110,6 +116,9 @@ impl Coverage {
             &mut self.recoveries,
             &mut self.absorbed,
             &mut self.entered_early,
+            &mut self.restored,
+            &mut self.not_lost,
+            &mut self.interrupted,
             &mut self.walk_entered,
             &mut self.walk_joined,
             &mut self.walk_left,

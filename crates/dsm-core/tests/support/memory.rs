@@ -1,5 +1,7 @@
 //! A node's memory: one value a page, and the right to it. Checks what the protocol does to it.
 
+use std::ops::Range;
+
 use dsm_core::protocol::{Change, Conflict, Effects, Message, Walk, WalkTable};
 use dsm_core::{Access, NodeId, Page};
 
@@ -45,6 +47,8 @@ pub struct Memory {
     pub capacity: usize,
     /// The node goes on after losses: a page that was lost gives its frame back like others.
     pub recovers: bool,
+    /// What the pages that are being restored are to have.
+    pub staged: Option<u64>,
 }
 
 impl Memory {
@@ -53,7 +57,7 @@ impl Memory {
         let pages = pages as usize;
         let (frames, mappings) = (vec![0; pages], vec![Mapping::None; pages]);
         let (present, twins) = (vec![false; pages], vec![None; pages]);
-        Self { frames, mappings, present, tables, twins, capacity, recovers: false }
+        Self { frames, mappings, present, tables, twins, capacity, recovers: false, staged: None }
     }
 
     /// Frames that exist.
@@ -87,6 +91,8 @@ pub struct Turn<'a> {
     pub sent: Vec<(NodeId, Message, Vec<u64>)>,
     pub installed: Vec<(Page, Access)>,
     pub poisoned: bool,
+    /// Pages that have new content.
+    pub restored: Vec<Page>,
     /// Pages whose mapping or bytes changed.
     pub touched: Vec<Page>,
     /// The first misuse of the memory.
@@ -101,6 +107,7 @@ impl<'a> Turn<'a> {
             sent: Vec::new(),
             installed: Vec::new(),
             poisoned: false,
+            restored: Vec::new(),
             touched: Vec::new(),
             wrong: None,
         }
@@ -207,6 +214,25 @@ impl Effects for Turn<'_> {
     fn poison(&mut self, page: Page) {
         self.poisoned = true;
         self.set(page, Mapping::Poisoned);
+    }
+
+    fn unpoison(&mut self, pages: Range<Page>) {
+        for page in (pages.start.0..pages.end.0).map(Page) {
+            let mapped = self.memory.allows(page, Access::Read);
+            self.require(!mapped, "unpoisoned, but mapped", page);
+            self.set(page, Mapping::None);
+        }
+    }
+
+    fn restore(&mut self, page: Page) {
+        let mapped = self.memory.allows(page, Access::Read);
+        self.require(!mapped, "restored under a reader", page);
+        let Some(value) = self.memory.staged else {
+            return self.require(false, "restored without content", page);
+        };
+        self.memory.frames[page.0 as usize] = value;
+        self.use_frame(page);
+        self.restored.push(page);
     }
 
     fn fingerprint(&mut self, page: Page) -> u64 {

@@ -1,13 +1,15 @@
 //! Worlds whose survivors go on after losses, and what must hold of them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use dsm_core::protocol::{Message, Mutation};
-use dsm_core::protocol::{PageState, Recover};
+use dsm_core::protocol::{PageState, Recover, Restored, Run};
 use dsm_core::{Access, NodeId, NodeSet, Page, ThreadId};
 
-use super::script::{Config, Use, access, hold, on, read, walk, write, writes};
-use super::world::{Envelope, HOLDS, Node, World};
+use super::memory::Mapping;
+use super::script::{Config, Op, Use, access, hold, on, read, restore, walk, write, writes};
+use super::world::{Envelope, HOLDS, Node, Stance, World};
 
 impl World {
     /// Whether the node goes on, and has not been told of all losses.
@@ -136,6 +138,85 @@ impl World {
     }
 }
 
+impl World {
+    /// Whether the next step of a thread can be tried: pages are restored one at a time at a node, when
+    /// no loss is being settled, and where there are frames for them.
+    pub fn may_attempt(&self, config: &Config, thread: usize) -> bool {
+        let (script, next) = (&config.scripts[thread], usize::from(self.threads[thread].next));
+        let Some(Op::Restore(_, pages)) = script.ops.get(next) else { return true };
+        let node = &self.nodes[script.node];
+        let room = config.capacity.saturating_sub(node.memory.count());
+        node.protocol.may_restore() && room >= *pages as usize
+    }
+
+    /// The thread has pages restored with a value that nothing has stored before.
+    pub fn begin_restore(&mut self, config: &Config, index: usize, run: Run) -> Result<(), String> {
+        let thread = &mut self.threads[index];
+        thread.stance = Stance::Restoring;
+        let value = (index as u64 + 1) << 16 | (u64::from(thread.next) + 1);
+        let node = config.scripts[index].node;
+        Arc::make_mut(&mut self.nodes[node]).memory.staged = Some(value);
+        self.turn(config, node, &[], |protocol, fx| {
+            protocol.restore(run, fx);
+            Ok(())
+        })
+    }
+
+    /// What a node was to restore is in force, or is not to be.
+    pub fn end_restore(
+        &mut self,
+        config: &Config,
+        node: usize,
+        outcome: Restored,
+    ) -> Result<(), String> {
+        let waits = |index: &usize| {
+            config.scripts[*index].node == node && self.threads[*index].stance == Stance::Restoring
+        };
+        let index = (0..self.threads.len()).find(waits).ok_or("harness: nobody restores")?;
+        let thread = &mut self.threads[index];
+        thread.stance = Stance::Free;
+        let Op::Restore(first, pages) = config.scripts[index].ops[usize::from(thread.next)] else {
+            return Err("harness: what was to be restored?".to_owned());
+        };
+        // A node that was told of a further loss has other things to do before it asks again.
+        thread.next += u8::from(outcome != Restored::Interrupted);
+        let pages = first..Run { first, pages }.end();
+        match outcome {
+            Restored::Done => {
+                self.coverage.restored += 1;
+                return self.check_restored(pages);
+            }
+            Restored::NotLost(page) => {
+                self.coverage.not_lost += 1;
+                let there = |node: &Arc<Node>| node.protocol.state(page) != PageState::Lost;
+                let known = self.nodes.iter().any(|node| node.alive && there(node));
+                // Who rules on it may restore it, and have told nobody yet, or be lost since.
+                let mut others = self.threads.iter().map(|thread| thread.stance);
+                let restores = others.any(|stance| stance == Stance::Restoring) || self.losses > 1;
+                if !known && !restores || !pages.contains(&page) {
+                    return Err(format!("restore: {page:?} is lost, but is refused as if not"));
+                }
+            }
+            Restored::Interrupted => self.coverage.interrupted += 1,
+        }
+        Ok(())
+    }
+
+    /// The content of `pages` is in force: nobody takes one of them for lost.
+    fn check_restored(&mut self, pages: Range<Page>) -> Result<(), String> {
+        for page in (pages.start.0..pages.end.0).map(Page) {
+            for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
+                let lost = node.protocol.state(page) == PageState::Lost;
+                if lost || node.memory.mapping(page) == Mapping::Poisoned {
+                    return Err(format!("restore: {page:?} is still lost at node {index}"));
+                }
+            }
+            self.recoverable[page.0 as usize] = Some(true);
+        }
+        Ok(())
+    }
+}
+
 /// Whether a mistake of this kind shows only where survivors go on.
 pub fn is_of_recovery(mutation: Mutation) -> bool {
     format!("{mutation:?}").starts_with("Recover")
@@ -148,6 +229,8 @@ pub fn configs() -> Vec<(Config, &'static str)> {
     configs.extend(several_pages());
     configs.extend(untouched());
     configs.extend(several_losses());
+    configs.extend(restores());
+    configs.extend(restores_and_losses());
     configs
 }
 
@@ -323,5 +406,79 @@ fn several_losses() -> Vec<(Config, &'static str)> {
         (three("3 nodes, two others are lost", &[2, 0]), "recoveries inherited"),
         (four("4 nodes, node 0 is lost", &[0]), "recoveries inherited lost-pages"),
         (four("4 nodes, two are lost", &[0, 3]), "recoveries inherited lost-pages"),
+    ]
+}
+
+/// Lost pages get new content, at any time.
+fn restores() -> Vec<(Config, &'static str)> {
+    let one = |name: &str, shares: &[u64], scripts| Config::new(name, shares, 1, scripts);
+    let lost = |config: Config| config.recovering(&[0]);
+    let two = vec![on(1, &[restore(0), write(0)]), on(2, &[restore(0), read(0)])];
+    let racing = vec![on(1, &[restore(0)]), on(2, &[restore(0)]), on(2, &[read(0)])];
+    let used = vec![on(0, &[write(0), write(0)]), on(2, &[read(0), read(0)]), on(1, &[restore(0)])];
+    let given = vec![on(0, &[write(0)]), on(1, &[restore(0), read(0)]), on(2, &[restore(0)])];
+    let alone = vec![on(0, &[write(0)]), on(1, &[read(0), restore(0), write(0)])];
+    let blocks = |first: u32| {
+        let ops = [Op::Restore(Page(0), first), read(1)];
+        vec![on(1, &ops), on(2, &[restore(1), write(0)])]
+    };
+    let of_blocks = |name: &str, first| Config::new(name, &[1, 0, 0], 2, blocks(first)).lease(2);
+    let evicted = vec![on(1, &[restore(0), write(0)]), on(2, &[read(0)])];
+    let touched = vec![on(0, &[write(0)]), on(1, &[restore(0), read(0)]), on(2, &[restore(0)])];
+    vec![
+        (lost(one("two restore a page", &[1, 0, 0], two)), "restored not-lost lost-pages"),
+        (lost(one("two restore, one reads", &[1, 0, 0], racing)), "restored not-lost poisoned"),
+        (lost(one("a page that was used is restored", &[1, 0, 0], used)), "restored inherited"),
+        (lost(one("its first owner restores a page", &[0, 1, 0], given)), "restored not-lost"),
+        (lost(one("the only survivor restores", &[1, 0], alone)), "restored"),
+        (lost(of_blocks("a part of a block is restored", 1)), "restored"),
+        (lost(of_blocks("a block is restored", 2)), "restored not-lost"),
+        (
+            lost(one("a page is restored, frames go", &[1, 0, 0], evicted)).evicting(2),
+            "restored evicted",
+        ),
+        (
+            lost(one("a touched page is restored", &[1, 0, 0], touched)).announcing(),
+            "restored adopted lost-pages",
+        ),
+    ]
+}
+
+/// The same, with a further loss at any moment.
+fn restores_and_losses() -> Vec<(Config, &'static str)> {
+    let two = || vec![on(1, &[restore(0)]), on(2, &[restore(0), read(0)])];
+    let one = || vec![on(1, &[restore(0), write(0)]), on(2, &[read(0)])];
+    let given = || vec![on(0, &[write(0)]), on(1, &[restore(0)]), on(2, &[read(0)])];
+    let four = || vec![on(1, &[restore(0)]), on(2, &[read(0)])];
+    let race = vec![on(1, &[restore(0)]), on(2, &[restore(0)])];
+    let config = |name: &str, shares: &[u64], scripts, lost: &[usize]| {
+        Config::new(name, shares, 1, scripts).recovering(lost)
+    };
+    vec![
+        (config("who restores is lost", &[1, 0, 0], two(), &[0, 1]), "restored interrupted"),
+        (
+            config("another who restores is lost", &[1, 0, 0], two(), &[0, 2]),
+            "restored interrupted",
+        ),
+        (config("who is told is lost", &[1, 0, 0], one(), &[0, 2]), "restored interrupted"),
+        (config("a first owner restores, a loss", &[0, 1, 0], given(), &[0, 2]), "restored"),
+        (config("a first owner is told, a loss", &[0, 0, 1], given(), &[0, 1]), "restored"),
+        (
+            config("4 nodes, who restores is lost", &[1, 0, 0, 0], four(), &[0, 1]),
+            "restored lost-pages inherited",
+        ),
+        (
+            config("4 nodes, who is told is lost", &[1, 0, 0, 0], four(), &[0, 3]),
+            "restored interrupted",
+        ),
+        (
+            config("4 nodes, two restore, one is lost", &[1, 0, 0, 0], race, &[0, 2]),
+            "restored not-lost interrupted",
+        ),
+        (
+            config("first touches, a loss while restoring", &[1, 0, 0], one(), &[0, 2])
+                .announcing(),
+            "restored",
+        ),
     ]
 }

@@ -32,6 +32,8 @@ pub enum Op {
     Hold(Vec<Page>, Access),
     /// Asks for copies, and does not wait.
     Prefetch(Vec<Page>),
+    /// Gives so many lost pages new content, each the same; none if one of them is not lost.
+    Restore(Page, u32),
 }
 
 pub fn read(page: u64) -> Op {
@@ -68,6 +70,10 @@ pub fn hold(pages: &[u64], access: Access) -> Op {
 
 pub fn prefetch(pages: &[u64]) -> Op {
     Op::Prefetch(pages.iter().map(|&page| Page(page)).collect())
+}
+
+pub fn restore(page: u64) -> Op {
+    Op::Restore(Page(page), 1)
 }
 
 /// A thread: where it runs, and what.

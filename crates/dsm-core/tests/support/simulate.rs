@@ -5,9 +5,10 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use dsm_core::Age;
+use dsm_core::protocol::PageState;
 
 use super::coverage::Coverage;
-use super::script::Config;
+use super::script::{Config, Op};
 use super::world::{Action, Envelope, Stance, World};
 
 /// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
@@ -344,6 +345,8 @@ impl Simulation<'_> {
         self.scheduled[thread] = false;
         let state = self.world.threads[thread];
         match state.stance {
+            Stance::Free if !self.world.may_attempt(self.config, thread) => return Ok(()),
+            Stance::Free if self.had_better_wait(thread) => return Ok(()),
             Stance::Free => self.world.apply(self.config, Action::Attempt(thread))?,
             Stance::Holding => self.world.apply(self.config, Action::Release(thread))?,
             _ => return Ok(()),
@@ -357,6 +360,16 @@ impl Simulation<'_> {
         Ok(())
     }
 
+    /// Whether a thread is to restore a page that may yet be lost.
+    fn had_better_wait(&mut self, thread: usize) -> bool {
+        let (script, next) = (&self.config.scripts[thread], self.world.threads[thread].next);
+        let Op::Restore(page, _) = script.ops[usize::from(next)] else { return false };
+        let more = usize::from(self.world.losses) < self.config.losses.len()
+            || self.world.can_learn(self.config, script.node);
+        let lost = self.world.nodes[script.node].protocol.state(page) == PageState::Lost;
+        more && !lost && !self.random.one_in(4)
+    }
+
     /// Threads that can go on will, after a while.
     fn schedule_threads(&mut self) {
         for thread in 0..self.world.threads.len() {
@@ -365,14 +378,18 @@ impl Simulation<'_> {
             let more = usize::from(state.next) < script.ops.len();
             let calm = !(self.config.calm && state.quiet);
             let ready = match state.stance {
-                Stance::Free => more && calm,
+                Stance::Free => more && calm && self.world.may_attempt(self.config, thread),
                 Stance::Holding => true,
                 _ => false,
             };
             if ready && !self.scheduled[thread] {
                 self.scheduled[thread] = true;
                 let factor = if self.slow[script.node] { 10 } else { 1 };
-                let delay = (1 + self.random.below(self.pace.run_max)) * factor;
+                let mut delay = (1 + self.random.below(self.pace.run_max)) * factor;
+                if matches!(script.ops[usize::from(state.next)], Op::Restore(..)) {
+                    // Pages are lost late.
+                    delay += self.random.below(self.pace.loss_at);
+                }
                 self.at(delay, Event::Step(thread));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dsm_core::protocol::{Message, Mutation, PageState, Protocol, RoomWanted, Violation};
+use dsm_core::protocol::{Message, Mutation, PageState, Protocol, RoomWanted, Run, Violation};
 use dsm_core::{Access, Age, NodeId, Page, ThreadId, Version};
 
 use super::causality::{Causality, WORDS, with_word};
@@ -57,6 +57,8 @@ pub enum Stance {
     Gathering,
     /// Has a hold.
     Holding,
+    /// Waits for pages to be restored.
+    Restoring,
     /// Ended by a lost page.
     Dead,
 }
@@ -214,7 +216,8 @@ impl World {
         }
         for (index, (thread, script)) in self.threads.iter().zip(&config.scripts).enumerate() {
             let more = usize::from(thread.next) < script.ops.len();
-            if thread.stance == Stance::Free && more && !(config.calm && thread.quiet) {
+            let calm = !(config.calm && thread.quiet);
+            if thread.stance == Stance::Free && more && calm && self.may_attempt(config, index) {
                 actions.push(Action::Attempt(index));
             }
             if thread.ran {
@@ -440,6 +443,9 @@ impl World {
                     Ok(())
                 })?;
             }
+            Op::Restore(first, pages) => {
+                self.begin_restore(config, index, Run { first: *first, pages: *pages })?;
+            }
         }
         Ok(())
     }
@@ -593,13 +599,18 @@ impl World {
         event(&mut node.protocol, &mut turn)
             .map_err(|violation| format!("violation: {violation}"))?;
         let after = flush(&mut node.protocol, &mut turn);
-        let Turn { sent, installed, poisoned, touched, wrong, .. } = turn;
+        let Turn { sent, installed, poisoned, restored, touched, wrong, .. } = turn;
         if let Some(wrong) = wrong {
             return Err(wrong);
         }
         self.coverage.add_counters(&before, node.protocol.counters());
         let ready = node.protocol.take_ready();
         let failed = node.protocol.take_failed();
+        let outcome = node.protocol.take_restored();
+        for page in restored {
+            self.latest[page.0 as usize] = node.memory.frame(page);
+        }
+        node.memory.staged = node.memory.staged.filter(|_| outcome.is_none());
         self.touched.extend(touched);
         self.wake(config, index, &installed, &ready, poisoned);
         for ((to, message, payload), after) in sent.into_iter().zip(after) {
@@ -608,6 +619,7 @@ impl World {
         self.release(index);
         let node = Arc::make_mut(&mut self.nodes[index]);
         node.fingerprint = fingerprint(&(&node.protocol, &node.memory));
+        outcome.map_or(Ok(()), |outcome| self.end_restore(config, index, outcome))?;
         failed.into_iter().try_for_each(|hold| self.bury(config, (hold.0 - HOLDS) as usize))
     }
 

@@ -1,6 +1,6 @@
 //! What survivors say to each other when nodes are lost. Byte layout: `wire`.
 
-use crate::types::{NodeSet, Page, Version};
+use crate::types::{NodeId, NodeSet, Page, Version};
 
 /// Most runs of pages in one [`Holdings`] or [`Verdict`].
 pub const RUNS_MAX: usize = 512;
@@ -27,6 +27,32 @@ pub enum Recover {
     /// The sender has noted a [`Recover::Touch`].
     Noted {
         /// The first page of the block.
+        page: Page,
+    },
+    /// To who rules on these pages: the sender has new content for them, if all are lost.
+    Restore {
+        /// Pages of one lease block.
+        run: Run,
+    },
+    /// From who rules on these pages: they are not lost any more.
+    Unlost {
+        /// Pages of one lease block.
+        run: Run,
+        /// Who has new content for them, and is about to own them.
+        owner: NodeId,
+        /// Their version from then on: above that of every frame at a survivor.
+        version: Version,
+    },
+    /// To the coming owner: the sender does not take these pages for lost any more.
+    Cleared {
+        /// As in [`Recover::Unlost`].
+        run: Run,
+    },
+    /// Refuses a [`Recover::Restore`]; nothing has changed.
+    NotLost {
+        /// As in [`Recover::Restore`].
+        run: Run,
+        /// The first of them that is not lost, or that another node restores.
         page: Page,
     },
 }

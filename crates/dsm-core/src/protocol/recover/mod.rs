@@ -31,7 +31,7 @@
 //! come. If a survivor has it, it keeps the page, and its copyset is right as it is: all valid copies
 //! are in it, or among those it was invalidating, which come back into it. If none has it, one holder of
 //! a valid copy gets it, with the others as copyset. If nobody has a copy, nothing is left: the
-//! page is [`PageState::Lost`], and who touches it learns so.
+//! page is [`PageState::Lost`], and who touches it learns so, until somebody [restores](restore) it.
 //!
 //! *Untouched pages* need no report: a first owner that survives owns what it does not report as given
 //! away. What a lost node had in its own range may have been written without a word to
@@ -58,6 +58,7 @@
 mod directory;
 mod message;
 mod report;
+mod restore;
 mod rule;
 mod touch;
 
@@ -65,6 +66,7 @@ use std::collections::BTreeMap;
 
 pub(super) use directory::Recoverers;
 pub use message::{Held, Holding, Holdings, RUNS_MAX, Recover, Run, Verdict, Yours};
+pub use restore::Restored;
 
 use super::mutation::Mutation;
 use super::table::{Role, Sharing};
@@ -98,6 +100,11 @@ pub(super) struct Recovery {
     verdicts: BTreeMap<NodeId, Parts>,
     settled: NodeSet,
     touches: touch::Touches,
+    /// When this node last ruled, no frame at a survivor had this version or a higher one.
+    above: Version,
+    restoring: Option<restore::Restoring>,
+    /// What became of the last restore, not reported yet.
+    restored: Option<Restored>,
     /// Holds that will never be complete, not reported yet.
     failed: Vec<ThreadId>,
 }
@@ -291,6 +298,12 @@ impl Protocol {
         match message {
             Recover::Entered { .. } | Recover::Settled => Ok(()),
             Recover::Touch { page } | Recover::Noted { page } => self.check_page(*page),
+            Recover::Restore { run } | Recover::Cleared { run } => check(run),
+            Recover::NotLost { run, page } => check(run).and_then(|()| self.check_page(*page)),
+            Recover::Unlost { run, owner, .. } => {
+                check(run)?;
+                self.check_nodes(NodeSet::only(*owner))
+            }
             Recover::Holdings(holdings) => {
                 holdings.runs.iter().try_for_each(|held| check(&held.run))
             }
@@ -349,6 +362,12 @@ impl Protocol {
                 self.receive_noted(from, page, fx);
                 true
             }
+            Recover::Restore { run } => self.receive_restore(from, run, fx),
+            Recover::Unlost { run, owner, version } => {
+                self.receive_unlost(from, (run, owner, version), fx)
+            }
+            Recover::Cleared { run } => self.receive_cleared(from, run, fx),
+            Recover::NotLost { run, page } => self.receive_not_lost(from, run, page),
             Recover::Settled => {
                 let new = !recovery.settled.contains(from);
                 recovery.settled.insert(from);
@@ -365,6 +384,12 @@ impl Protocol {
     pub(super) fn forget_recovery(&mut self) {
         self.recovery.phase = Phase::None;
         self.recovery.touches.clear();
+        self.recovery.restoring = None;
+    }
+
+    /// Whether no restore waits for answers.
+    pub(super) fn has_restored(&self) -> bool {
+        self.recovery.restoring.is_none()
     }
 
     /// Whether no first touch waits for being noted.
@@ -446,6 +471,7 @@ impl Protocol {
         self.leasing.clear();
         self.starved.clear();
         self.recovery.touches.clear();
+        self.interrupt_restore();
         self.rooms.forget_questions();
         let pages: Vec<Page> = self.pending.keys().copied().collect();
         for page in pages {

@@ -56,6 +56,7 @@ impl Protocol {
         } else {
             highest.next()
         };
+        self.recovery.above = version;
         let mut held: Vec<(NodeId, Held)> = Vec::new();
         for (node, reported) in reported {
             held.extend(reported.runs.into_iter().map(|run| (node, run)));
