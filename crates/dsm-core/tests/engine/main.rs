@@ -3,6 +3,7 @@
 mod cluster;
 mod evict;
 mod recover;
+mod restore;
 mod walks;
 
 use std::sync::Barrier;

@@ -11,35 +11,55 @@ use dsm_core::engine::{EngineEvent, HoldError, RegionSpec, WaitMode};
 use dsm_core::protocol::Features;
 use dsm_core::types::{Access, NodeSet, Page};
 
-const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
-fn start(nodes: usize, pages: u64, workers: usize) -> Option<Cluster> {
+pub(crate) fn start(nodes: usize, pages: u64, workers: usize) -> Option<Cluster> {
     start_with(nodes, pages, workers, false)
 }
 
 /// `zeros`: first touches are announced.
 fn start_with(nodes: usize, pages: u64, workers: usize, zeros: bool) -> Option<Cluster> {
+    start_limited(nodes, pages, workers, zeros, &|_| u64::MAX)
+}
+
+/// `frames`: how many each node gives.
+pub(crate) fn start_limited(
+    nodes: usize,
+    pages: u64,
+    workers: usize,
+    zeros: bool,
+    frames: &dyn Fn(usize) -> u64,
+) -> Option<Cluster> {
     let how = (WaitMode::Adaptive, Joined::Sockets);
-    Cluster::start_with(nodes, pages, workers, how, &|_| u64::MAX, &|engine, spec| {
+    Cluster::start_with(nodes, pages, workers, how, frames, &|engine, spec| {
         let features = Features { recover: true, zeros, ..spec.features };
         engine.open(&RegionSpec { features, ..spec.clone() }).unwrap();
     })
 }
 
 /// Tells a survivor that the first node is lost.
-fn lose_first(member: &Member) {
+pub(crate) fn lose_first(member: &Member) {
     member.engine.lose(NodeSet::only(node(0)), 1).unwrap();
 }
 
 /// Waits until all workers of a survivor have settled. Returns the lost pages that they named.
-fn settled(member: &Member, workers: usize) -> Vec<Range<Page>> {
+pub(crate) fn settled(member: &Member, workers: usize) -> Vec<Range<Page>> {
+    let lost = settled_in(1, member, workers);
+    assert_eq!(lost, member.engine.lost_pages(REGION).unwrap());
+    lost
+}
+
+/// As above, after the loss with this number; some pages may have been restored since.
+pub(crate) fn settled_in(number: u16, member: &Member, workers: usize) -> Vec<Range<Page>> {
     let until = Instant::now() + MINUTE;
     loop {
         let events = member.events.lock().unwrap().clone();
         let recovered: Vec<_> = events
             .into_iter()
             .filter_map(|event| match event {
-                EngineEvent::Recovered { region: REGION, epoch: 1, lost } => Some(lost),
+                EngineEvent::Recovered { region: REGION, epoch, lost } => {
+                    (epoch == number).then_some(lost)
+                }
                 EngineEvent::LinkFailed { .. } => None,
                 other => panic!("{other:?}"),
             })
@@ -47,7 +67,6 @@ fn settled(member: &Member, workers: usize) -> Vec<Range<Page>> {
         if recovered.len() == workers {
             let mut lost: Vec<_> = recovered.into_iter().flatten().collect();
             lost.sort_by_key(|range| range.start);
-            assert_eq!(lost, member.engine.lost_pages(REGION).unwrap());
             return lost;
         }
         assert!(Instant::now() < until, "not settled: {recovered:?}");
@@ -55,7 +74,7 @@ fn settled(member: &Member, workers: usize) -> Vec<Range<Page>> {
     }
 }
 
-fn names(lost: &[Range<Page>], page: u64) -> bool {
+pub(crate) fn names(lost: &[Range<Page>], page: u64) -> bool {
     lost.iter().any(|range| range.contains(&Page(page)))
 }
 
