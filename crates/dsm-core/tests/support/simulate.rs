@@ -195,7 +195,8 @@ impl Simulation<'_> {
             }
             Event::Lose => {
                 let next = usize::from(self.world.losses);
-                let node = *self.config.losses.get(next).ok_or("harness: nobody to lose")?;
+                // Some are lost earlier than was planned.
+                let Some(&node) = self.config.losses.get(next) else { return Ok(()) };
                 self.world.lose(self.config, node);
                 let recovers = self.config.features.recover;
                 for survivor in (0..self.config.nodes()).filter(|&survivor| survivor != node) {
@@ -356,6 +357,12 @@ impl Simulation<'_> {
             let soon = 1 + self.random.below(self.pace.run_max);
             self.at(soon, Event::Ran(thread, next));
             self.at(self.pace.quiet_after, Event::Quiet(thread, next));
+        }
+        let more = usize::from(self.world.losses) < self.config.losses.len();
+        if self.world.threads[thread].stance == Stance::Restoring && more && self.random.one_in(2) {
+            // The next loss comes between.
+            let soon = self.random.below(self.pace.latency_max * 3);
+            self.at(soon, Event::Lose);
         }
         Ok(())
     }
