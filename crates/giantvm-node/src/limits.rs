@@ -16,11 +16,10 @@ pub const NODE_ADDRESS_BYTES_MAX: usize = 300;
 /// Longest reason in a control message, in bytes: one or two lines of text. Longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 512;
 
-/// Longest body of a control message, in bytes. The largest one is [`MemberUpdate`] with the
-/// incarnations of all 64 nodes (under 600 bytes); the rest is room for growth. A reader refuses
-/// a longer frame before it allocates.
+/// Longest body of a control message, in bytes: [`SyncReport`]s come in parts of about this size,
+/// no other is longer than 600 bytes. A reader refuses a longer frame before it allocates.
 ///
-/// [`MemberUpdate`]: crate::control::MemberMessage::MemberUpdate
+/// [`SyncReport`]: crate::control::ControlMessage::SyncReport
 pub const CONTROL_BODY_BYTES_MAX: usize = 4096;
 
 /// Most synchronisation objects in use at one home: far more than a program names on purpose, so
@@ -30,9 +29,10 @@ pub const SYNC_OBJECTS_MAX: usize = 65_536;
 /// Most waiters at one synchronisation object: 64 nodes with 256 waiting threads each.
 pub const SYNC_QUEUE_MAX: usize = 16_384;
 
-/// Most tickets that one node may have waiting or holding at one home: the most threads one
-/// process usually has, and a bound on memory (64 nodes: about 4 million entries) that no
-/// node can use up at the expense of another.
+/// Most tickets that one node may have waiting or holding, at all homes together: the most threads
+/// one process usually has, and at each home a bound on memory (64 nodes: about 4 million entries)
+/// that no node can use up at the expense of another. It also bounds the requests of a node that
+/// wait until a home has been told of a loss, and the locks that a node reports after one.
 pub const SYNC_TICKETS_PER_NODE_MAX: usize = 65_536;
 
 /// Most parties of a barrier: all of them must be able to wait at once.

@@ -7,9 +7,14 @@ use giantvm_node::control::{
     Change, ControlMessage, DecodeError, Heartbeat, MemberMessage, RegionMessage,
 };
 use giantvm_node::limits::{CONTROL_BODY_BYTES_MAX, NAME_BYTES_MAX, REASON_BYTES_MAX};
-use giantvm_node::sync::{Kind, Outcome, SyncError, SyncName, SyncOp, SyncReply, SyncRequest};
+use giantvm_node::sync::{
+    Held, Hold, Kind, Outcome, SyncError, SyncName, SyncOp, SyncReply, SyncReport, SyncRequest,
+};
 use proptest::option;
 use proptest::prelude::*;
+
+/// Most holds in one part of a report.
+const HOLDS: usize = 19;
 
 fn node() -> impl Strategy<Value = NodeId> {
     (0usize..64).prop_map(|index| NodeId::new(index).unwrap())
@@ -88,6 +93,7 @@ fn op() -> impl Strategy<Value = SyncOp> {
         value().prop_map(|value| SyncOp::CounterSet { value }),
         (value(), value()).prop_map(|(expected, new)| SyncOp::CompareExchange { expected, new }),
         number().prop_map(|waiter| SyncOp::Cancel { waiter }),
+        number().prop_map(|holder| SyncOp::GiveBack { holder }),
     ]
 }
 
@@ -98,6 +104,7 @@ fn kind() -> impl Strategy<Value = Kind> {
 fn outcome() -> impl Strategy<Value = Outcome> {
     prop_oneof![
         Just(Outcome::Granted),
+        node().prop_map(|node| Outcome::Abandoned { node }),
         Just(Outcome::Busy),
         Just(Outcome::Unlocked),
         any::<u32>().prop_map(|index| Outcome::Passed { index }),
@@ -121,18 +128,37 @@ fn error() -> impl Strategy<Value = SyncError> {
         number().prop_map(|limit| SyncError::QueueFull { limit }),
         number().prop_map(|limit| SyncError::TooManyTickets { limit }),
         Just(SyncError::DuplicateTicket),
-        node().prop_map(|node| SyncError::PeerLost { node }),
+        node().prop_map(|node| SyncError::HomeLeft { node }),
+        (node(), any::<u16>()).prop_map(|(node, epoch)| SyncError::BarrierBroken { node, epoch }),
+        node().prop_map(|node| SyncError::ValueLost { node }),
+        Just(SyncError::NotHome),
     ]
+}
+
+fn report() -> impl Strategy<Value = SyncReport> {
+    let held = prop_oneof![Just(Held::Mutex), Just(Held::Read), Just(Held::Write)];
+    let hold = (any::<u64>(), "[a-z]{1,200}", held, option::of(node()));
+    let hold = hold.prop_map(|(ticket, name, held, abandoned)| Hold {
+        ticket,
+        name: SyncName::new(&name).unwrap(),
+        held,
+        abandoned,
+    });
+    (any::<u16>(), any::<bool>(), prop::collection::vec(hold, 0..=HOLDS))
+        .prop_map(|(epoch, last, holds)| SyncReport { epoch, last, holds })
 }
 
 fn message() -> impl Strategy<Value = ControlMessage> {
     prop_oneof![
         member().prop_map(ControlMessage::Member),
         region().prop_map(ControlMessage::Region),
-        (any::<u64>(), "[a-zä]{1,100}", op()).prop_map(|(ticket, name, op)| {
-            let name = SyncName::new(&name).unwrap();
-            ControlMessage::SyncRequest(SyncRequest { ticket, name, op })
-        }),
+        (any::<u64>(), any::<u16>(), "[a-zä]{1,100}", op()).prop_map(
+            |(ticket, epoch, name, op)| {
+                let name = SyncName::new(&name).unwrap();
+                ControlMessage::SyncRequest(SyncRequest { ticket, epoch, name, op })
+            }
+        ),
+        report().prop_map(ControlMessage::SyncReport),
         (any::<u64>(), prop_oneof![outcome().prop_map(Ok), error().prop_map(Err)])
             .prop_map(|(ticket, result)| ControlMessage::SyncReply(SyncReply { ticket, result })),
     ]
@@ -189,6 +215,16 @@ fn bounds_of_texts_are_kept() {
         panic!("a long reason is cut, not refused");
     };
     assert_eq!(reason, long[..REASON_BYTES_MAX]);
+
+    let name = SyncName::new(&"a".repeat(NAME_BYTES_MAX)).unwrap();
+    let hold = Hold { ticket: 0, name, held: Held::Mutex, abandoned: NodeId::new(1) };
+    let report = SyncReport { epoch: 1, last: true, holds: vec![hold; HOLDS] };
+    let mut bytes = ControlMessage::SyncReport(report).encode();
+    assert!(bytes.len() <= CONTROL_BODY_BYTES_MAX);
+    assert_eq!(bytes[4], HOLDS as u8);
+    bytes[4] += 1;
+    let refused = Err(DecodeError::Invalid { field: "holds", value: HOLDS as u64 + 1 });
+    assert_eq!(ControlMessage::decode(&bytes), refused);
 
     for len in [0, NAME_BYTES_MAX + 1] {
         let create = ControlMessage::Region(RegionMessage::Create {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use dsm_core::engine::WaitMode;
-use dsm_core::types::Access;
+use dsm_core::types::{Access, NodeSet};
 use giantvm_node::node::{Node, NodeConfig, NodeError, NodeSpec, Patience, Region, query_status};
 use giantvm_node::sync::{Outcome, SyncName, SyncOp, home_of};
 
@@ -231,7 +231,8 @@ fn a_lock_whose_home_has_left_is_an_error_and_no_wait() {
     let away = (0..)
         .map(|number| format!("lock {number}"))
         .find(|name| {
-            home_of(&SyncName::new(name).unwrap(), 2).is_some_and(|home| home.index() == 1)
+            home_of(&SyncName::new(name).unwrap(), 2, NodeSet::EMPTY)
+                .is_some_and(|home| home.index() == 1)
         })
         .unwrap();
     on_all(2, |node| {
@@ -245,7 +246,7 @@ fn a_lock_whose_home_has_left_is_an_error_and_no_wait() {
         node.sync("b", SyncOp::BarrierWait { parties: 2 }, &Patience::FOREVER).unwrap();
         for _ in 0..2 {
             let result = node.sync(&away, SyncOp::MutexLock, &Patience::FOREVER);
-            assert!(matches!(result, Err(NodeError::Sync { .. })), "{result:?}");
+            assert!(matches!(result, Err(NodeError::HomeLeft { .. })), "{result:?}");
         }
     });
 }

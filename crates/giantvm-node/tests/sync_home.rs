@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use Outcome::{Busy, Cancelled, Granted, NotWaiting, Passed, Unlocked, Value};
 use SyncOp::{
-    BarrierWait, Cancel, CompareExchange, CounterAdd, CounterGet, CounterSet, MutexLock,
+    BarrierWait, Cancel, CompareExchange, CounterAdd, CounterGet, CounterSet, GiveBack, MutexLock,
     MutexTryLock, MutexUnlock, ReadLock, ReadTryLock, ReadUnlock, WriteLock, WriteTryLock,
     WriteUnlock,
 };
@@ -24,9 +24,14 @@ fn node(index: usize) -> NodeId {
     NodeId::new(index).unwrap()
 }
 
+/// The home of every object.
+fn new_home() -> SyncHome {
+    SyncHome::new(node(0), 1)
+}
+
 fn ask_for(home: &mut SyncHome, name: &str, ticket: u64, op: SyncOp) -> Vec<(u64, Result)> {
-    let request = SyncRequest { ticket, name: SyncName::new(name).unwrap(), op };
-    let replies = home.request(node(ticket as usize / 100), &request);
+    let request = SyncRequest { ticket, epoch: 0, name: SyncName::new(name).unwrap(), op };
+    let replies = home.request(node(ticket as usize / 100), request);
     for (to, reply) in &replies {
         assert_eq!(to.index() as u64, reply.ticket / 100, "a reply to the wrong node");
     }
@@ -102,6 +107,16 @@ fn tables() {
             ],
         ),
         (
+            "what is given back goes to the next, however it was held",
+            &[
+                (101, ReadLock, &[(101, Ok(Granted))]),
+                (201, WriteLock, &[]),
+                (301, ReadLock, &[]),
+                (101, GiveBack { holder: 101 }, &[(101, Ok(Unlocked)), (201, Ok(Granted))]),
+                (201, GiveBack { holder: 201 }, &[(201, Ok(Unlocked)), (301, Ok(Granted))]),
+            ],
+        ),
+        (
             "nobody cancels or unlocks for another node, or twice, or in another mode",
             &[
                 (101, WriteLock, &[(101, Ok(Granted))]),
@@ -110,6 +125,8 @@ fn tables() {
                 (201, WriteUnlock { holder: 101 }, &[(201, Err(SyncError::NotHolder))]),
                 (109, WriteUnlock { holder: 102 }, &[(109, Err(SyncError::NotHolder))]),
                 (109, ReadUnlock { holder: 101 }, &[(109, Err(SyncError::NotHolder))]),
+                (209, GiveBack { holder: 101 }, &[(209, Err(SyncError::NotHolder))]),
+                (109, GiveBack { holder: 102 }, &[(109, Err(SyncError::NotHolder))]),
                 (101, WriteLock, &[(101, Err(SyncError::DuplicateTicket))]),
                 (102, WriteLock, &[(102, Err(SyncError::DuplicateTicket))]),
             ],
@@ -172,7 +189,7 @@ fn tables() {
         ),
     ];
     for (what, rows) in tables {
-        let mut home = SyncHome::new();
+        let mut home = new_home();
         for (index, (ticket, op, expected)) in rows.iter().enumerate() {
             let replies = ask(&mut home, *ticket, *op);
             assert_eq!(replies.as_slice(), *expected, "{what}: row {index}");
@@ -190,7 +207,7 @@ fn a_name_in_use_for_one_kind_is_refused_for_another() {
     ];
     for (hold, found) in holders {
         for (op, wanted) in holders {
-            let mut home = SyncHome::new();
+            let mut home = new_home();
             ask(&mut home, 101, hold);
             let replies = ask(&mut home, 201, op);
             let refused = replies == [(201, Err(SyncError::KindMismatch { found, wanted }))];
@@ -201,7 +218,7 @@ fn a_name_in_use_for_one_kind_is_refused_for_another() {
 
 #[test]
 fn idle_objects_go_and_counters_keep_their_value() {
-    let mut home = SyncHome::new();
+    let mut home = new_home();
     ask(&mut home, 101, MutexLock);
     ask(&mut home, 102, MutexUnlock { holder: 101 });
     assert_eq!((home.objects(), home.tickets()), (0, 0));
@@ -214,14 +231,14 @@ fn idle_objects_go_and_counters_keep_their_value() {
 
 #[test]
 fn a_node_that_leaves_hands_on_what_it_held_and_waits_no_more() {
-    let mut home = SyncHome::new();
+    let mut home = new_home();
     for (name, ticket) in [("a", 101), ("a", 102), ("a", 201), ("b", 202), ("b", 103)] {
         ask_for(&mut home, name, ticket, MutexLock);
     }
     ask_for(&mut home, "c", 104, BarrierWait { parties: 2 });
     let replies = home.node_left(node(1));
     let tickets: Vec<_> = replies.iter().map(|(_, r)| (r.ticket, r.result)).collect();
-    assert_eq!(tickets, [(201, Ok(Granted))]);
+    assert_eq!(tickets, [(201, Ok(Outcome::Abandoned { node: node(1) }))]);
     assert_eq!(home.tickets(), 2, "201 and 202 hold");
     assert_eq!(home.objects(), 2, "the barrier is idle");
     assert_eq!(ask_for(&mut home, "d", 105, MutexLock), [], "what it sent before is void");
@@ -234,25 +251,8 @@ fn a_node_that_leaves_hands_on_what_it_held_and_waits_no_more() {
 }
 
 #[test]
-fn a_lost_node_ends_every_wait_now_and_later() {
-    let mut home = SyncHome::new();
-    for (name, ticket) in [("a", 101), ("a", 201), ("a", 102), ("b", 301), ("b", 202)] {
-        ask_for(&mut home, name, ticket, MutexLock);
-    }
-    ask_for(&mut home, "c", 302, BarrierWait { parties: 2 });
-    let lost = Err(SyncError::PeerLost { node: node(1) });
-    let replies = home.node_lost(node(1));
-    let tickets: Vec<_> = replies.iter().map(|(_, r)| (r.ticket, r.result)).collect();
-    assert_eq!(tickets, [(201, lost), (202, lost), (302, lost)]);
-    assert_eq!(ask(&mut home, 203, MutexLock), [(203, lost)]);
-    assert_eq!(ask(&mut home, 104, MutexLock), []);
-    assert_eq!(home.node_lost(node(2)), []);
-    assert_eq!(ask(&mut home, 303, CounterGet), [(303, lost)], "the first loss is the cause");
-}
-
-#[test]
 fn limits_refuse_and_what_is_released_can_be_used_again() {
-    let mut home = SyncHome::new();
+    let mut home = new_home();
     for i in 0..SYNC_OBJECTS_MAX {
         let result = ask_for(&mut home, &format!("c{i}"), 101, CounterSet { value: 1 });
         assert_eq!(result, [(101, Ok(Value(0)))]);
@@ -265,11 +265,11 @@ fn limits_refuse_and_what_is_released_can_be_used_again() {
 
 #[test]
 fn one_nodes_tickets_are_bounded_and_so_is_each_queue() {
-    let mut home = SyncHome::new();
+    let mut home = new_home();
     let mut lock = |name: &str, from: usize, ticket: usize| {
         let name = SyncName::new(name).unwrap();
-        let request = SyncRequest { ticket: ticket as u64, name, op: MutexLock };
-        home.request(node(from), &request).pop().map(|(_, reply)| reply.result)
+        let request = SyncRequest { ticket: ticket as u64, epoch: 0, name, op: MutexLock };
+        home.request(node(from), request).pop().map(|(_, reply)| reply.result)
     };
     assert_eq!(lock("a", 0, 0), Some(Ok(Granted)));
     for ticket in 1..=SYNC_QUEUE_MAX {
@@ -293,7 +293,7 @@ proptest! {
     /// each ticket answered once, and nothing left when all are done.
     #[test]
     fn locks_keep_their_promise(steps in prop::collection::vec((0usize..12, 0u8..6), 1..200)) {
-        let mut home = SyncHome::new();
+        let mut home = new_home();
         let mut next = 0;
         // What each of 12 threads does: the ticket with which it waits for or holds the lock.
         #[derive(Clone, Copy, PartialEq, Debug)]
@@ -321,7 +321,7 @@ proptest! {
                 arrivals.push(ticket);
             }
             let name = SyncName::new("x").unwrap();
-            let replies = home.request(from, &SyncRequest { ticket, name, op });
+            let replies = home.request(from, SyncRequest { ticket, epoch: 0, name, op });
             let mut answered = HashMap::new();
             for (to, reply) in replies {
                 prop_assert_eq!(to.index() as u64, reply.ticket / 100_000);

@@ -2,7 +2,6 @@
 
 use dsm_core::engine::HoldError;
 use giantvm_node::node::NodeError;
-use giantvm_node::sync::SyncError;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyValueError};
 use pyo3::{PyErr, import_exception};
 
@@ -27,7 +26,9 @@ pub(crate) fn to_python(error: NodeError) -> PyErr {
             TimeoutError::new_err(text)
         }
         NodeError::Interrupted => PyKeyboardInterrupt::new_err(()),
-        NodeError::Sync { error: SyncError::PeerLost { .. }, .. } => NodeLost::new_err(text),
+        NodeError::HomeLeft { .. }
+        | NodeError::BarrierBroken { .. }
+        | NodeError::ValueLost { .. } => ClusterError::new_err(text),
         NodeError::Sync { .. } | NodeError::Name { .. } => PyValueError::new_err(text),
         // The directory refuses what contradicts an earlier request, or what does not fit.
         NodeError::Region { reason } if reason.contains("exists with") => {

@@ -6,7 +6,7 @@ use dsm_core::types::{NodeId, NodeSet, RegionId};
 
 use super::codec::{DecodeError, Reader, Writer, clip};
 use crate::limits::{NAME_BYTES_MAX, REASON_BYTES_MAX};
-use crate::sync::{SyncReply, SyncRequest};
+use crate::sync::{SyncReply, SyncReport, SyncRequest};
 
 /// The body of one control frame.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -19,6 +19,8 @@ pub enum ControlMessage {
     SyncRequest(SyncRequest),
     /// From that home.
     SyncReply(SyncReply),
+    /// To the new home of objects whose home was lost.
+    SyncReport(SyncReport),
 }
 
 /// What the membership of two nodes exchanges.
@@ -183,6 +185,7 @@ mod kind {
     pub(super) const REGION_ALLOCATED: u8 = 21;
     pub(super) const SYNC_REQUEST: u8 = 32;
     pub(super) const SYNC_REPLY: u8 = 33;
+    pub(super) const SYNC_REPORT: u8 = 34;
 }
 
 mod change {
@@ -207,6 +210,10 @@ impl ControlMessage {
                 to.u8(kind::SYNC_REPLY);
                 reply.write(&mut to);
             }
+            Self::SyncReport(report) => {
+                to.u8(kind::SYNC_REPORT);
+                report.write(&mut to);
+            }
         }
         to.into_bytes()
     }
@@ -220,6 +227,7 @@ impl ControlMessage {
         let message = match from.u8("kind")? {
             kind::SYNC_REQUEST => Self::SyncRequest(SyncRequest::read(&mut from)?),
             kind::SYNC_REPLY => Self::SyncReply(SyncReply::read(&mut from)?),
+            kind::SYNC_REPORT => Self::SyncReport(SyncReport::read(&mut from)?),
             kind @ kind::REGION_CREATE..=kind::REGION_ALLOCATED => {
                 Self::Region(RegionMessage::read(kind, &mut from)?)
             }

@@ -26,13 +26,14 @@ use super::{dialer, etcd, status};
 use crate::limits::NAME_BYTES_MAX;
 use crate::membership::etcd::EtcdMembership;
 use crate::membership::{ConfigError, Machine, Membership};
-use crate::sync::{Outcome, SyncError, SyncName, SyncOp, SyncRequest};
+use crate::sync::{EVERY_NODE, Outcome, SyncError, SyncName, SyncOp};
 
 /// How often a page table comes back unchanged before it is walk-shared: once may be by chance.
 const UNCHANGED: u8 = 2;
 /// How often a waiting call looks whether its caller was interrupted.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long a cancelled wait may take to end; reached only if a home does not answer.
+/// How long a cancelled wait may take to end; reached only if a home does not answer, and is not
+/// found to be lost in that time.
 const CANCEL: Duration = Duration::from_secs(5);
 /// The barrier at which closing nodes meet; no name that a program can use.
 const CLOSE_BARRIER: &str = "\0close";
@@ -91,6 +92,36 @@ pub enum NodeError {
         name: String,
         /// Why.
         error: SyncError,
+    },
+    /// The home of a lock, barrier or counter has left, and the object with it.
+    #[error("{name}: node {node}, which kept it, has left")]
+    HomeLeft {
+        /// The object.
+        name: String,
+        /// The home.
+        node: String,
+    },
+    /// A node was lost while some waited at a barrier.
+    #[error(
+        "barrier {name}: node {node} is lost, and nobody waits there any more: wait again, with \
+         those that are left"
+    )]
+    BarrierBroken {
+        /// The barrier.
+        name: String,
+        /// The lost node.
+        node: String,
+    },
+    /// A counter's value was lost with its home.
+    #[error(
+        "counter {name}: its value was lost with node {node}, and whether an operation under way \
+         was done is not known: set it again"
+    )]
+    ValueLost {
+        /// The counter.
+        name: String,
+        /// The lost node.
+        node: String,
     },
     /// A name that can't be one.
     #[error("{what}")]
@@ -482,7 +513,12 @@ impl Node {
                         Err(_) => Err(impatience.error(&format!("\"{text}\""))),
                     },
                     Err(RecvTimeoutError::Disconnected) => Err(self.gone()),
-                    _ => Err(impatience.error(&format!("\"{text}\""))),
+                    Err(RecvTimeoutError::Timeout) => {
+                        // It may still get a lock, which nobody would release.
+                        self.inbox.send(ToDriver::GiveUpSync { ticket });
+                        Err(impatience.error(&format!("\"{text}\"")))
+                    }
+                    Ok(_) => Err(impatience.error(&format!("\"{text}\""))),
                 }
             }
         }
@@ -495,8 +531,7 @@ impl Node {
     ) -> Result<(u64, Receiver<Result<Outcome, SyncError>>), NodeError> {
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = mpsc::sync_channel(1);
-        let request = SyncRequest { ticket, name, op };
-        if self.inbox.send(ToDriver::Sync { request, reply }) {
+        if self.inbox.send(ToDriver::Sync { ticket, name, op, reply }) {
             Ok((ticket, answer))
         } else {
             Err(self.gone())
@@ -511,9 +546,45 @@ impl Node {
     ) -> Result<(u64, Outcome), NodeError> {
         match answer {
             Some(Ok(outcome)) => Ok((ticket, outcome)),
-            Some(Err(SyncError::PeerLost { .. })) if self.lost().is_some() => Err(self.gone()),
-            Some(Err(error)) => Err(NodeError::Sync { name: name.into(), error }),
+            Some(Err(SyncError::HomeLeft { .. })) if self.lost().is_some() => Err(self.gone()),
+            Some(Err(error)) => Err(self.sync_error(name.into(), error)),
             None => Err(self.gone()),
+        }
+    }
+
+    /// `error`, with nodes by name.
+    fn sync_error(&self, name: String, error: SyncError) -> NodeError {
+        match error {
+            SyncError::HomeLeft { node } => NodeError::HomeLeft { name, node: self.name_of(node) },
+            SyncError::BarrierBroken { node, .. } => {
+                NodeError::BarrierBroken { name, node: self.name_of(node) }
+            }
+            SyncError::ValueLost { node } => {
+                NodeError::ValueLost { name, node: self.name_of(node) }
+            }
+            error => NodeError::Sync { name, error },
+        }
+    }
+
+    /// The name of a node of the list.
+    pub fn name_of(&self, node: NodeId) -> String {
+        let spec = self.config.nodes.get(node.index());
+        spec.map_or_else(|| format!("#{node}"), |spec| spec.name.clone())
+    }
+
+    /// Waits until all nodes that are not lost close.
+    fn meet_to_close(&self, patience: &Patience<'_>) -> Result<(), NodeError> {
+        let op = SyncOp::BarrierWait { parties: EVERY_NODE };
+        loop {
+            match self.sync_unchecked(CLOSE_BARRIER, op, patience) {
+                // A node was lost: the others meet again.
+                Err(NodeError::BarrierBroken { .. }) => {}
+                Err(error @ (NodeError::TimedOut { .. } | NodeError::Interrupted)) => {
+                    return Err(error);
+                }
+                // Done, or nobody is left to wait for.
+                _ => return Ok(()),
+            }
         }
     }
 
@@ -530,13 +601,7 @@ impl Node {
         let mut result = Ok(());
         if !abandon && self.lost().is_none() && lock(&self.shared.status).running {
             self.inbox.send(ToDriver::Closing);
-            let parties = self.config.nodes.len() as u32;
-            let op = SyncOp::BarrierWait { parties };
-            result = match self.sync_unchecked(CLOSE_BARRIER, op, patience) {
-                Err(error @ (NodeError::TimedOut { .. } | NodeError::Interrupted)) => Err(error),
-                // Done, or nobody is left to wait for.
-                _ => Ok(()),
-            };
+            result = self.meet_to_close(patience);
         }
         self.inbox.send(ToDriver::Leave);
         self.shared.stop_dialing.store(true, Ordering::Relaxed);

@@ -32,7 +32,7 @@ use super::regions::Directory;
 use super::status::Status;
 use crate::control::{ControlMessage, MemberMessage, RegionMessage};
 use crate::membership::{Action, EndReason, Event, Machine, Said, State};
-use crate::sync::{Outcome, SyncError, SyncHome, SyncRequest};
+use crate::sync::{Outcome, SyncClient, SyncError, SyncHome, SyncName, SyncOp, ToHome};
 
 /// Callers whose handshake is under way at a time; more wait in the kernel's queue.
 const INCOMING_MAX: usize = 256;
@@ -52,8 +52,14 @@ pub(super) enum ToDriver {
     Engine(EngineEvent),
     Etcd(Said),
     Sync {
-        request: SyncRequest,
-        reply: Reply<Result<Outcome, SyncError>>,
+        ticket: u64,
+        name: SyncName,
+        op: SyncOp,
+        reply: SyncAnswer,
+    },
+    /// Nobody waits for this ticket any more, not even for the end of its cancellation.
+    GiveUpSync {
+        ticket: u64,
     },
     Open {
         ticket: u64,
@@ -82,6 +88,9 @@ pub(super) enum ToDriver {
     Closing,
     Leave,
 }
+
+/// Whom to tell the end of a request about locks, barriers and counters.
+pub(super) type SyncAnswer = Reply<Result<Outcome, SyncError>>;
 
 /// The end of a request about regions: a region's number or an offset.
 pub(super) type RegionReply = Result<u64, NodeError>;
@@ -170,8 +179,7 @@ pub(super) struct Driver {
     /// Page connections of peers that are not complete yet.
     worker_streams: BTreeMap<(NodeId, u8), Stream>,
     home: SyncHome,
-    /// Who waits for an answer of which home, by ticket.
-    sync_replies: HashMap<u64, (NodeId, Reply<Result<Outcome, SyncError>>)>,
+    sync: SyncClient<SyncAnswer>,
     region_replies: HashMap<u64, Reply<RegionReply>>,
     directory: Option<Directory>,
     started: bool,
@@ -196,14 +204,16 @@ impl Driver {
         let deciding = setup.me.index() == 0;
         let directory =
             deciding.then(|| Directory::new(setup.config.nodes.clone(), setup.config.workers));
+        let nodes = setup.config.nodes.len();
+        let (home, sync) = (SyncHome::new(setup.me, nodes), SyncClient::new(nodes));
         Ok(Self {
             setup,
             links,
             incoming: HashMap::new(),
             last_incoming: 0,
             worker_streams: BTreeMap::new(),
-            home: SyncHome::new(),
-            sync_replies: HashMap::new(),
+            home,
+            sync,
             region_replies: HashMap::new(),
             directory,
             started: false,
@@ -294,11 +304,7 @@ impl Driver {
                 self.started = true;
                 let _ = self.setup.started.try_send(Ok(()));
             }
-            Action::PeerLost { node, reason } => {
-                self.end_with(self.lost(node, reason));
-                let replies = self.home.node_lost(node);
-                self.answer(replies);
-            }
+            Action::PeerLost { node, reason } => self.end_with(self.lost(node, reason)),
             Action::PeerLeft { node } => self.peer_left(node),
             Action::NewEpoch { epoch, members } => log::info!("epoch {epoch}: {members:?}"),
             Action::Propose(proposal) => self.order(Order::Propose(proposal)),
@@ -313,8 +319,7 @@ impl Driver {
     }
 
     fn peer_left(&mut self, node: NodeId) {
-        let replies = self.home.node_left(node);
-        self.answer(replies);
+        self.sync_left(node);
         self.setup.engine.detach(node);
         if let Some(directory) = &mut self.directory {
             let refusals = directory.node_left(node);
@@ -327,13 +332,9 @@ impl Driver {
                 let _ = reply.try_send(Err(self.no_directory()));
             }
         }
-        // Its locks and counters are gone with it.
-        for (_, (_, reply)) in self.sync_replies.extract_if(|_, (home, _)| *home == node) {
-            let _ = reply.try_send(Err(SyncError::PeerLost { node }));
-        }
         if self.closing {
             // Nobody meets any more; what this node waits for at its end is over.
-            self.sync_replies.clear();
+            self.sync.drop_open();
         }
         let uses_regions = !lock(&self.setup.shared.regions).is_empty();
         if uses_regions && !self.closing {
@@ -402,7 +403,7 @@ impl Driver {
 
     fn fail_all(&mut self, error: &NodeError) {
         // Threads that wait for locks find the reason in `Shared::lost`.
-        self.sync_replies.clear();
+        self.sync.drop_open();
         for (_, reply) in self.region_replies.drain() {
             let _ = reply.try_send(Err(error.clone()));
         }
@@ -591,11 +592,9 @@ impl Driver {
         match message {
             ControlMessage::Member(message) => self.step(Event::Message { from, message }),
             ControlMessage::Region(message) => self.handle_region(from, message),
-            ControlMessage::SyncRequest(request) => {
-                let replies = self.home.request(from, &request);
-                self.answer(replies);
-            }
-            ControlMessage::SyncReply(reply) => self.deliver(reply),
+            ControlMessage::SyncRequest(request) => self.at_home(from, ToHome::Request(request)),
+            ControlMessage::SyncReport(report) => self.at_home(from, ToHome::Report(report)),
+            ControlMessage::SyncReply(reply) => self.deliver(from, &reply),
         }
     }
 
@@ -645,7 +644,11 @@ impl Driver {
             // Regions end with a loss: nothing recovers.
             ToDriver::Engine(EngineEvent::Recovered { .. }) => {}
             ToDriver::Etcd(said) => self.step(Event::Etcd(said)),
-            ToDriver::Sync { request, reply } => self.sync(request, reply),
+            ToDriver::Sync { ticket, name, op, reply } => self.sync(ticket, name, op, reply),
+            ToDriver::GiveUpSync { ticket } => {
+                let output = self.sync.give_up(ticket);
+                self.sync_output(output);
+            }
             ToDriver::Open { ticket, name, bytes, overcommit, reply } => {
                 if self.expect(ticket, reply) {
                     let region = None;

@@ -1,93 +1,68 @@
-//! The objects that live at one node.
+//! One node as the home of objects: which requests it may serve, and when.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 
 use dsm_core::types::{NODES_MAX, NodeId, NodeSet};
 
-use super::lock::{Lock, Mode, Owner};
-use super::message::{Kind, Outcome, SyncError, SyncName, SyncOp, SyncReply, SyncRequest};
-use crate::limits::{
-    BARRIER_PARTIES_MAX, SYNC_OBJECTS_MAX, SYNC_QUEUE_MAX, SYNC_TICKETS_PER_NODE_MAX,
-};
+use super::home_of;
+use super::lock::Owner;
+use super::message::{Hold, SyncError, SyncName, SyncOp, SyncReport, SyncRequest};
+use super::objects::{Addressed, Objects, reply};
+use crate::limits::SYNC_TICKETS_PER_NODE_MAX;
 
-/// A reply and the node it goes to.
-type Addressed = (NodeId, SyncReply);
+/// Most requests of one node that wait for this home to learn of a loss, or to rebuild: one for each
+/// of its tickets, and one that ends it.
+const WAITING_MAX: usize = 2 * SYNC_TICKETS_PER_NODE_MAX;
 
 /// The synchronisation objects whose home is this node.
 ///
-/// Feed it the requests of each node in the order in which that node sent them, this node's own
+/// Feed it the messages of each node in the order in which that node sent them, this node's own
 /// included, and deliver the replies to each node in the order in which they come out.
 #[derive(Debug)]
 pub struct SyncHome {
-    objects: HashMap<SyncName, Object>,
-    /// Every ticket that holds or waits, wherever it does.
-    tickets: HashSet<Owner>,
-    tickets_of: [usize; NODES_MAX],
-    /// Nodes that left: what they sent before is void.
-    gone: NodeSet,
-    lost: Option<NodeId>,
+    me: NodeId,
+    /// How many nodes the cluster's list has.
+    nodes: usize,
+    objects: Objects,
+    /// Nodes that left: what they sent before is void, as is what lost ones sent.
+    left: NodeSet,
+    lost: NodeSet,
+    /// How many nodes are lost.
+    epoch: u16,
+    /// What `lost` was, from the beginning on; the last is what it is.
+    losses: Vec<NodeSet>,
+    /// What `lost` was when all objects that had moved here were rebuilt.
+    rebuilt: NodeSet,
+    reports: Vec<Reports>,
+    /// Requests that can't be served yet.
+    waiting: VecDeque<(NodeId, SyncRequest)>,
+    waiting_of: [usize; NODES_MAX],
 }
 
-#[derive(Debug)]
-enum Object {
-    Mutex(Lock),
-    RwLock(Lock),
-    Barrier { parties: u32, waiters: VecDeque<Owner> },
-    Counter(i64),
-}
-
-impl Object {
-    fn new(kind: Kind) -> Self {
-        match kind {
-            Kind::Mutex => Self::Mutex(Lock::default()),
-            Kind::RwLock => Self::RwLock(Lock::default()),
-            Kind::Barrier => Self::Barrier { parties: 0, waiters: VecDeque::new() },
-            Kind::Counter => Self::Counter(0),
-        }
-    }
-
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Mutex(_) => Kind::Mutex,
-            Self::RwLock(_) => Kind::RwLock,
-            Self::Barrier { .. } => Kind::Barrier,
-            Self::Counter(_) => Kind::Counter,
-        }
-    }
-
-    /// Whether a new object of its kind would be just the same.
-    fn is_idle(&self) -> bool {
-        match self {
-            Self::Mutex(lock) | Self::RwLock(lock) => lock.is_idle(),
-            Self::Barrier { waiters, .. } => waiters.is_empty(),
-            Self::Counter(value) => *value == 0,
-        }
-    }
-
-    fn waiters(&self) -> Vec<Owner> {
-        match self {
-            Self::Mutex(lock) | Self::RwLock(lock) => lock.queue().collect(),
-            Self::Barrier { waiters, .. } => waiters.iter().copied().collect(),
-            Self::Counter(_) => Vec::new(),
-        }
-    }
-}
-
-impl Default for SyncHome {
-    fn default() -> Self {
-        Self::new()
-    }
+/// What one node reported to hold.
+#[derive(Clone, Default, Debug)]
+struct Reports {
+    /// The last epoch of which all is here.
+    complete: u16,
+    /// What is not installed, each with its epoch.
+    holds: Vec<(u16, Hold)>,
 }
 
 impl SyncHome {
-    /// A home without objects.
-    pub fn new() -> Self {
+    /// The home `me`, without objects, in a cluster whose list has `nodes` nodes.
+    pub fn new(me: NodeId, nodes: usize) -> Self {
         Self {
-            objects: HashMap::new(),
-            tickets: HashSet::new(),
-            tickets_of: [0; NODES_MAX],
-            gone: NodeSet::EMPTY,
-            lost: None,
+            me,
+            nodes,
+            objects: Objects::new(),
+            left: NodeSet::EMPTY,
+            lost: NodeSet::EMPTY,
+            epoch: 0,
+            losses: vec![NodeSet::EMPTY],
+            rebuilt: NodeSet::EMPTY,
+            reports: vec![Reports::default(); nodes],
+            waiting: VecDeque::new(),
+            waiting_of: [0; NODES_MAX],
         }
     }
 
@@ -98,289 +73,188 @@ impl SyncHome {
 
     /// How many tickets hold or wait.
     pub fn tickets(&self) -> usize {
-        self.tickets.len()
+        self.objects.tickets()
+    }
+
+    /// How many requests wait for this home to learn of a loss, or to rebuild what moved here.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// Answers a request of `from`: with replies to it, and to others that it sets free.
-    pub fn request(&mut self, from: NodeId, request: &SyncRequest) -> Vec<Addressed> {
-        if self.gone.contains(from) {
-            return Vec::new();
+    pub fn request(&mut self, from: NodeId, request: SyncRequest) -> Vec<Addressed> {
+        let mut out = Vec::new();
+        if !self.is_gone(from) {
+            self.take(from, request, &mut out);
         }
-        let owner = Owner { node: from, ticket: request.ticket };
-        if let Some(node) = self.lost {
-            return vec![reply(owner, Err(SyncError::PeerLost { node }))];
-        }
-        let mut replies = Vec::new();
-        let result = self.apply(owner, &request.name, request.op, &mut replies);
-        // The requester first: its unlock is done before anyone is let in by it.
-        if let Some(result) = result.transpose() {
-            replies.insert(0, reply(owner, result));
-        }
-        self.drop_if_idle(&request.name);
-        replies
+        out
     }
 
-    /// `node` left of its own will: its waiters go, and what it still held is handed on.
-    pub fn node_left(&mut self, node: NodeId) -> Vec<Addressed> {
-        self.gone.insert(node);
-        let mut replies = Vec::new();
-        let mut names: Vec<_> = self.objects.keys().cloned().collect();
-        names.sort_unstable(); // the same replies in the same order in every run
-        for name in names {
-            let Some(object) = self.objects.get_mut(&name) else { continue };
-            let mut entered = Vec::new();
-            match object {
-                Object::Mutex(lock) | Object::RwLock(lock) => {
-                    let (held, _) = lock.forget(node);
-                    if held > 0 {
-                        log::error!(
-                            "node {node} left while it held {held} locks on `{name}`; they go to \
-                             the next in line, who may see its work half done"
-                        );
-                    }
-                    entered = lock.admit();
-                }
-                Object::Barrier { waiters, .. } => waiters.retain(|waiter| waiter.node != node),
-                Object::Counter(_) => {}
-            }
-            replies.extend(entered.into_iter().map(|owner| reply(owner, Ok(Outcome::Granted))));
-            self.drop_if_idle(&name);
+    /// Takes in which moved locks `from` holds.
+    pub fn report(&mut self, from: NodeId, report: SyncReport) -> Vec<Addressed> {
+        let mut out = Vec::new();
+        if self.is_gone(from) {
+            return out;
         }
-        self.tickets.retain(|owner| owner.node != node);
-        if let Some(count) = self.tickets_of.get_mut(node.index()) {
-            *count = 0;
+        let Some(reports) = self.reports.get_mut(from.index()) else { return out };
+        if report.epoch <= reports.complete || usize::from(report.epoch) >= self.nodes {
+            log::error!(
+                "node {from} reports locks twice, or after more losses than nodes: refused"
+            );
+            return out;
         }
-        replies
-    }
-
-    /// `node` is lost, and for now the cluster's objects with it: every waiter is told, and so is
-    /// every request from now on.
-    pub fn node_lost(&mut self, node: NodeId) -> Vec<Addressed> {
-        let lost = *self.lost.get_or_insert(node);
-        self.gone.insert(node);
-        let mut waiters: Vec<_> = self.objects.values().flat_map(Object::waiters).collect();
-        waiters.sort_unstable();
-        self.objects.clear();
-        self.tickets.clear();
-        self.tickets_of = [0; NODES_MAX];
-        waiters
-            .into_iter()
-            .filter(|owner| !self.gone.contains(owner.node))
-            .map(|owner| reply(owner, Err(SyncError::PeerLost { node: lost })))
-            .collect()
-    }
-
-    /// Does `op`; the requester's own result, or `None` if it waits. Replies to others go to `out`.
-    fn apply(
-        &mut self,
-        owner: Owner,
-        name: &SyncName,
-        op: SyncOp,
-        out: &mut Vec<Addressed>,
-    ) -> Result<Option<Outcome>, SyncError> {
-        match op {
-            SyncOp::MutexLock => self.lock(owner, name, Kind::Mutex, Mode::Alone, true),
-            SyncOp::MutexTryLock => self.lock(owner, name, Kind::Mutex, Mode::Alone, false),
-            SyncOp::ReadLock => self.lock(owner, name, Kind::RwLock, Mode::Shared, true),
-            SyncOp::ReadTryLock => self.lock(owner, name, Kind::RwLock, Mode::Shared, false),
-            SyncOp::WriteLock => self.lock(owner, name, Kind::RwLock, Mode::Alone, true),
-            SyncOp::WriteTryLock => self.lock(owner, name, Kind::RwLock, Mode::Alone, false),
-            SyncOp::MutexUnlock { holder } => {
-                let holder = Owner { ticket: holder, ..owner };
-                self.unlock(holder, name, Kind::Mutex, Mode::Alone, out).map(Some)
-            }
-            SyncOp::ReadUnlock { holder } => {
-                let holder = Owner { ticket: holder, ..owner };
-                self.unlock(holder, name, Kind::RwLock, Mode::Shared, out).map(Some)
-            }
-            SyncOp::WriteUnlock { holder } => {
-                let holder = Owner { ticket: holder, ..owner };
-                self.unlock(holder, name, Kind::RwLock, Mode::Alone, out).map(Some)
-            }
-            SyncOp::BarrierWait { parties } => self.barrier(owner, name, parties, out),
-            SyncOp::CounterAdd { .. }
-            | SyncOp::CounterGet
-            | SyncOp::CounterSet { .. }
-            | SyncOp::CompareExchange { .. } => self.counter(name, op).map(Some),
-            SyncOp::Cancel { waiter } => {
-                let waiter = Owner { ticket: waiter, ..owner };
-                Ok(Some(self.cancel(waiter, name, out)))
-            }
-        }
-    }
-
-    fn lock(
-        &mut self,
-        owner: Owner,
-        name: &SyncName,
-        kind: Kind,
-        mode: Mode,
-        wait: bool,
-    ) -> Result<Option<Outcome>, SyncError> {
-        self.check_ticket(owner)?;
-        let (Object::Mutex(lock) | Object::RwLock(lock)) = self.object(name, kind)? else {
-            return Ok(None);
-        };
-        let outcome = if lock.try_lock(owner, mode) {
-            Some(Outcome::Granted)
-        } else if !wait {
-            return Ok(Some(Outcome::Busy));
-        } else if lock.waiters() >= SYNC_QUEUE_MAX {
-            return Err(SyncError::QueueFull { limit: SYNC_QUEUE_MAX as u32 });
+        if reports.holds.len() + report.holds.len() > SYNC_TICKETS_PER_NODE_MAX {
+            log::error!("node {from} reports more than {SYNC_TICKETS_PER_NODE_MAX} locks: refused");
         } else {
-            lock.wait(owner, mode);
-            None
-        };
-        self.add_ticket(owner);
-        Ok(outcome)
-    }
-
-    fn unlock(
-        &mut self,
-        holder: Owner,
-        name: &SyncName,
-        kind: Kind,
-        mode: Mode,
-        out: &mut Vec<Addressed>,
-    ) -> Result<Outcome, SyncError> {
-        let object = self.objects.get_mut(name).ok_or(SyncError::NotHolder)?;
-        check_kind(object, kind)?;
-        let (Object::Mutex(lock) | Object::RwLock(lock)) = object else {
-            return Err(SyncError::NotHolder);
-        };
-        if !lock.unlock(holder, mode) {
-            return Err(SyncError::NotHolder);
+            reports.holds.extend(report.holds.into_iter().map(|hold| (report.epoch, hold)));
         }
-        out.extend(lock.admit().into_iter().map(|owner| reply(owner, Ok(Outcome::Granted))));
-        self.drop_ticket(holder);
-        Ok(Outcome::Unlocked)
-    }
-
-    fn barrier(
-        &mut self,
-        owner: Owner,
-        name: &SyncName,
-        parties: u32,
-        out: &mut Vec<Addressed>,
-    ) -> Result<Option<Outcome>, SyncError> {
-        let max = BARRIER_PARTIES_MAX;
-        if parties == 0 || parties > max {
-            return Err(SyncError::PartiesOutOfRange { got: parties, max });
-        }
-        self.check_ticket(owner)?;
-        let Object::Barrier { parties: expected, waiters } = self.object(name, Kind::Barrier)?
-        else {
-            return Ok(None);
-        };
-        if waiters.is_empty() {
-            *expected = parties; // the first waiter of a meeting says how many it is
-        } else if *expected != parties {
-            return Err(SyncError::PartiesMismatch { expected: *expected, got: parties });
-        }
-        let index = waiters.len() as u32;
-        if index + 1 < parties {
-            waiters.push_back(owner);
-            self.add_ticket(owner);
-            return Ok(None);
-        }
-        let met = std::mem::take(waiters);
-        for (index, waiter) in (0..).zip(met) {
-            self.drop_ticket(waiter);
-            out.push(reply(waiter, Ok(Outcome::Passed { index })));
-        }
-        Ok(Some(Outcome::Passed { index }))
-    }
-
-    fn counter(&mut self, name: &SyncName, op: SyncOp) -> Result<Outcome, SyncError> {
-        let Object::Counter(value) = self.object(name, Kind::Counter)? else {
-            return Ok(Outcome::Value(0));
-        };
-        let before = *value;
-        match op {
-            SyncOp::CounterAdd { delta } => *value = before.wrapping_add(delta),
-            SyncOp::CounterSet { value: new } => *value = new,
-            SyncOp::CompareExchange { expected, new } => {
-                let done = before == expected;
-                if done {
-                    *value = new;
-                }
-                return Ok(Outcome::Exchanged { done, before });
+        if report.last {
+            reports.complete = report.epoch;
+            if self.rebuild() {
+                self.serve_waiting(&mut out);
             }
-            _ => {}
         }
-        Ok(Outcome::Value(before))
+        out
     }
 
-    fn cancel(&mut self, waiter: Owner, name: &SyncName, out: &mut Vec<Addressed>) -> Outcome {
-        let removed = match self.objects.get_mut(name) {
-            Some(Object::Mutex(lock) | Object::RwLock(lock)) => {
-                let removed = lock.cancel(waiter);
-                out.extend(lock.admit().into_iter().map(|o| reply(o, Ok(Outcome::Granted))));
-                removed
+    /// `lost` are all nodes that were ever lost, `epoch` their number: they have stopped. What they
+    /// held is abandoned, who waits at a barrier is told, and what moves here is rebuilt.
+    pub fn lost(&mut self, lost: NodeSet, epoch: u16) -> Vec<Addressed> {
+        let mut out = Vec::new();
+        let new = lost.minus(self.lost);
+        if epoch <= self.epoch || new.is_empty() {
+            return out;
+        }
+        self.lost = lost;
+        self.epoch = epoch;
+        self.forget(new, Some(self.broken()), &mut out);
+        self.losses.push(lost);
+        self.rebuild();
+        self.serve_waiting(&mut out);
+        out
+    }
+
+    /// `node` left of its own will: its waiters go, and what it still held is abandoned.
+    pub fn node_left(&mut self, node: NodeId) -> Vec<Addressed> {
+        let mut out = Vec::new();
+        self.left.insert(node);
+        self.forget(NodeSet::only(node), None, &mut out);
+        if self.rebuild() {
+            self.serve_waiting(&mut out);
+        }
+        out
+    }
+
+    fn forget(&mut self, gone: NodeSet, broken: Option<SyncError>, out: &mut Vec<Addressed>) {
+        let (me, nodes) = (self.me, self.nodes);
+        let is_moved = |name: &SyncName| home_of(name, nodes, NodeSet::EMPTY) != Some(me);
+        self.objects.forget(gone, broken, is_moved, out);
+        self.waiting.retain(|(from, _)| !gone.contains(*from));
+        for node in gone.iter() {
+            if let Some(count) = self.waiting_of.get_mut(node.index()) {
+                *count = 0;
             }
-            Some(Object::Barrier { waiters, .. }) => {
-                let before = waiters.len();
-                waiters.retain(|other| *other != waiter);
-                waiters.len() != before
+            if let Some(reports) = self.reports.get_mut(node.index()) {
+                reports.holds.clear();
             }
-            Some(Object::Counter(_)) | None => false,
+        }
+    }
+
+    fn is_gone(&self, node: NodeId) -> bool {
+        self.left.contains(node) || self.lost.contains(node)
+    }
+
+    /// What is said of a meeting that a loss ended.
+    fn broken(&self) -> SyncError {
+        let before = self.losses.iter().rev().find(|before| **before != self.lost);
+        let new = self.lost.minus(before.copied().unwrap_or(NodeSet::EMPTY));
+        let node = new.iter().next().unwrap_or(self.me);
+        SyncError::BarrierBroken { node, epoch: self.epoch }
+    }
+
+    /// The last home of `name` before this one, which was lost; none if it did not move.
+    fn lost_home(&self, name: &SyncName) -> Option<NodeId> {
+        if home_of(name, self.nodes, NodeSet::EMPTY) == Some(self.me) {
+            return None;
+        }
+        let homes = self.losses.iter().rev().map(|lost| home_of(name, self.nodes, *lost));
+        homes.flatten().find(|home| *home != self.me)
+    }
+
+    /// Serves a request, or keeps it until that can be.
+    fn take(&mut self, from: NodeId, request: SyncRequest, out: &mut Vec<Addressed>) {
+        let owner = Owner { node: from, ticket: request.ticket };
+        let home = |lost| home_of(&request.name, self.nodes, lost);
+        if request.epoch > self.epoch {
+            return self.keep(from, request, out);
+        }
+        if home(self.lost) != Some(self.me) {
+            log::error!("node {from} asks for `{}`, which is not kept here", request.name);
+            return out.push(reply(owner, Err(SyncError::NotHome)));
+        }
+        let meets = matches!(request.op, SyncOp::BarrierWait { .. });
+        if meets && request.epoch < self.epoch {
+            // It began to wait before it knew of a loss, and may count on a lost node.
+            return out.push(reply(owner, Err(self.broken())));
+        }
+        if self.rebuilt != self.lost && home(self.rebuilt) != Some(self.me) {
+            return self.keep(from, request, out);
+        }
+        let moved = self.lost_home(&request.name);
+        self.objects.request(owner, &request.name, request.op, moved, out);
+    }
+
+    fn keep(&mut self, from: NodeId, request: SyncRequest, out: &mut Vec<Addressed>) {
+        match self.waiting_of.get_mut(from.index()) {
+            Some(count) if *count < WAITING_MAX => {
+                *count += 1;
+                self.waiting.push_back((from, request));
+            }
+            _ => {
+                let owner = Owner { node: from, ticket: request.ticket };
+                let limit = WAITING_MAX as u32;
+                out.push(reply(owner, Err(SyncError::TooManyTickets { limit })));
+            }
+        }
+    }
+
+    fn serve_waiting(&mut self, out: &mut Vec<Addressed>) {
+        self.waiting_of = [0; NODES_MAX];
+        for (from, request) in std::mem::take(&mut self.waiting) {
+            self.take(from, request, out);
+        }
+    }
+
+    /// Installs the moved locks that nodes hold, once all have told; says whether that is now. If one
+    /// has told of a later loss, its report goes with that.
+    fn rebuild(&mut self) -> bool {
+        let is_complete = |(index, reports): (usize, &Reports)| {
+            reports.complete == self.epoch || NodeId::new(index).is_none_or(|it| self.is_gone(it))
         };
-        if !removed {
-            return Outcome::NotWaiting;
+        if self.rebuilt == self.lost || !self.reports.iter().enumerate().all(is_complete) {
+            return false;
         }
-        self.drop_ticket(waiter);
-        Outcome::Cancelled
+        for index in 0..self.nodes {
+            let (Some(node), Some(reports)) = (NodeId::new(index), self.reports.get_mut(index))
+            else {
+                continue;
+            };
+            let (now, later): (Vec<_>, _) =
+                reports.holds.drain(..).partition(|(epoch, _)| *epoch <= self.epoch);
+            reports.holds = later;
+            for (_, hold) in now {
+                self.install(node, &hold);
+            }
+        }
+        self.rebuilt = self.lost;
+        true
     }
 
-    /// The object `name`, made if nobody uses the name.
-    fn object(&mut self, name: &SyncName, kind: Kind) -> Result<&mut Object, SyncError> {
-        if !self.objects.contains_key(name) && self.objects.len() >= SYNC_OBJECTS_MAX {
-            return Err(SyncError::TooManyObjects { limit: SYNC_OBJECTS_MAX as u32 });
-        }
-        let object = self.objects.entry(name.clone()).or_insert_with(|| Object::new(kind));
-        check_kind(object, kind)?;
-        Ok(object)
-    }
-
-    fn drop_if_idle(&mut self, name: &SyncName) {
-        if self.objects.get(name).is_some_and(Object::is_idle) {
-            self.objects.remove(name);
+    fn install(&mut self, node: NodeId, hold: &Hold) {
+        let home = |lost| home_of(&hold.name, self.nodes, lost);
+        let moves = home(self.lost) == Some(self.me) && home(self.rebuilt) != Some(self.me);
+        if !moves || !self.objects.install(node, hold) {
+            log::error!("node {node} reports that it holds `{}`, which can't be", hold.name);
         }
     }
-
-    fn check_ticket(&self, owner: Owner) -> Result<(), SyncError> {
-        if self.tickets.contains(&owner) {
-            return Err(SyncError::DuplicateTicket);
-        }
-        let count = self.tickets_of.get(owner.node.index()).copied().unwrap_or(usize::MAX);
-        if count >= SYNC_TICKETS_PER_NODE_MAX {
-            return Err(SyncError::TooManyTickets { limit: SYNC_TICKETS_PER_NODE_MAX as u32 });
-        }
-        Ok(())
-    }
-
-    fn add_ticket(&mut self, owner: Owner) {
-        if self.tickets.insert(owner)
-            && let Some(count) = self.tickets_of.get_mut(owner.node.index())
-        {
-            *count += 1;
-        }
-    }
-
-    fn drop_ticket(&mut self, owner: Owner) {
-        if self.tickets.remove(&owner)
-            && let Some(count) = self.tickets_of.get_mut(owner.node.index())
-        {
-            *count -= 1;
-        }
-    }
-}
-
-fn check_kind(object: &Object, wanted: Kind) -> Result<(), SyncError> {
-    let found = object.kind();
-    if found == wanted { Ok(()) } else { Err(SyncError::KindMismatch { found, wanted }) }
-}
-
-fn reply(owner: Owner, result: Result<Outcome, SyncError>) -> Addressed {
-    (owner.node, SyncReply { ticket: owner.ticket, result })
 }

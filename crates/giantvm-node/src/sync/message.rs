@@ -72,6 +72,8 @@ impl fmt::Display for Kind {
 pub struct SyncRequest {
     /// The requester's number for it; the reply repeats it. For a lock it names the holder.
     pub ticket: u64,
+    /// How many losses the requester had been told of.
+    pub epoch: u16,
     /// The object.
     pub name: SyncName,
     /// What to do.
@@ -81,7 +83,7 @@ pub struct SyncRequest {
 /// What to do with an object.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum SyncOp {
-    /// Waits for a mutex. Reply: [`Outcome::Granted`].
+    /// Waits for a mutex. Reply: [`Outcome::Granted`] or [`Outcome::Abandoned`], as for every lock.
     MutexLock,
     /// Takes a mutex if that needs no waiting. Reply: [`Outcome::Granted`] or [`Outcome::Busy`].
     MutexTryLock,
@@ -110,7 +112,8 @@ pub enum SyncOp {
     },
     /// Waits until `parties` waiters are there. Reply: [`Outcome::Passed`].
     BarrierWait {
-        /// How many; 1 to 16,384, and the same for all that meet.
+        /// How many; 1 to 16,384, and the same for all that meet. [`EVERY_NODE`] is replaced by
+        /// the number of nodes that are not lost before the request is sent.
         parties: u32,
     },
     /// Adds, wrapping around at the ends of 64 bits. Reply: the value before.
@@ -118,9 +121,9 @@ pub enum SyncOp {
         /// What to add.
         delta: i64,
     },
-    /// Reply: the value; 0 for a counter nobody has set.
+    /// Reply: the value; 0 for a counter that nobody has set.
     CounterGet,
-    /// Sets the value. Reply: the value before.
+    /// Sets the value. Reply: the value before, or 0 where that is lost.
     CounterSet {
         /// The new value.
         value: i64,
@@ -138,10 +141,19 @@ pub enum SyncOp {
         /// The waiter's ticket.
         waiter: u64,
     },
+    /// Releases a lock, held in whatever way, that nobody here wants any more: if it was abandoned,
+    /// the next holder is told again. Reply: [`Outcome::Unlocked`].
+    GiveBack {
+        /// The ticket that locked.
+        holder: u64,
+    },
 }
 
+/// As the number of parties of a [`SyncOp::BarrierWait`]: one for each node that is not lost.
+pub const EVERY_NODE: u32 = u32::MAX;
+
 impl SyncOp {
-    /// The kind of object it is for; a cancellation is for any.
+    /// The kind of object it is for, unless it is for more than one.
     pub fn kind(self) -> Option<Kind> {
         match self {
             Self::MutexLock | Self::MutexTryLock | Self::MutexUnlock { .. } => Some(Kind::Mutex),
@@ -156,9 +168,66 @@ impl SyncOp {
             | Self::CounterGet
             | Self::CounterSet { .. }
             | Self::CompareExchange { .. } => Some(Kind::Counter),
-            Self::Cancel { .. } => None,
+            Self::Cancel { .. } | Self::GiveBack { .. } => None,
         }
     }
+
+    /// The ticket whose lock it releases, and how that is held, if it says so.
+    pub fn releases(self) -> Option<(u64, Option<Held>)> {
+        match self {
+            Self::MutexUnlock { holder } => Some((holder, Some(Held::Mutex))),
+            Self::ReadUnlock { holder } => Some((holder, Some(Held::Read))),
+            Self::WriteUnlock { holder } => Some((holder, Some(Held::Write))),
+            Self::GiveBack { holder } => Some((holder, None)),
+            _ => None,
+        }
+    }
+
+    /// How it holds the lock that it asks for.
+    pub fn takes(self) -> Option<Held> {
+        match self {
+            Self::MutexLock | Self::MutexTryLock => Some(Held::Mutex),
+            Self::ReadLock | Self::ReadTryLock => Some(Held::Read),
+            Self::WriteLock | Self::WriteTryLock => Some(Held::Write),
+            _ => None,
+        }
+    }
+}
+
+/// How a lock is held.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Held {
+    /// A mutex.
+    Mutex,
+    /// A read-write lock, beside other readers.
+    Read,
+    /// A read-write lock, alone.
+    Write,
+}
+
+/// To the new home of objects whose home was lost: the locks among them that the sender holds, or
+/// some of them.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct SyncReport {
+    /// How many losses the sender had been told of.
+    pub epoch: u16,
+    /// Whether the report of this epoch is complete with this part.
+    pub last: bool,
+    /// The locks.
+    pub holds: Vec<Hold>,
+}
+
+/// One lock that is held.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Hold {
+    /// The ticket that locked.
+    pub ticket: u64,
+    /// The lock.
+    pub name: SyncName,
+    /// How.
+    pub held: Held,
+    /// With which node it had gone, if the holder was told that it is abandoned.
+    pub abandoned: Option<NodeId>,
 }
 
 /// The answer to one [`SyncRequest`].
@@ -175,6 +244,13 @@ pub struct SyncReply {
 pub enum Outcome {
     /// The requester holds the lock.
     Granted,
+    /// The requester holds the lock, and what it protects may be half done: `node` is gone, and held
+    /// it, or was its home, so that nobody knows who held it. Readers are told until a holder
+    /// that is alone has been.
+    Abandoned {
+        /// The node.
+        node: NodeId,
+    },
     /// A try would have had to wait; nothing is held.
     Busy,
     /// The lock is released.
@@ -241,8 +317,8 @@ pub enum SyncError {
         /// The bound.
         limit: u32,
     },
-    /// The node waits for and holds as much at this home as it can.
-    #[error("this node already waits for or holds {limit} locks at the home node")]
+    /// The node waits for and holds as much as it can.
+    #[error("this node already waits for or holds {limit} locks")]
     TooManyTickets {
         /// The bound.
         limit: u32,
@@ -250,10 +326,27 @@ pub enum SyncError {
     /// The ticket is already waiting or holding: an error in the requester.
     #[error("the ticket is already in use at the home node")]
     DuplicateTicket,
-    /// A node of the cluster is lost, and the objects with it.
-    #[error("node {node} of the cluster is lost; start the cluster again")]
-    PeerLost {
-        /// The lost node.
+    /// The object's home left of its own will, and the object with it.
+    #[error("node {node}, which kept it, has left")]
+    HomeLeft {
+        /// The home.
         node: NodeId,
     },
+    /// A node was lost while some waited at the barrier: nobody waits there any more.
+    #[error("node {node} is lost, and the meeting is void; wait again with those that are left")]
+    BarrierBroken {
+        /// The lost node.
+        node: NodeId,
+        /// How many losses the home, or this node, had been told of.
+        epoch: u16,
+    },
+    /// The counter's value was lost with its home; whether the operation was done is not known.
+    #[error("the value was lost with node {node}; set it again")]
+    ValueLost {
+        /// The lost home.
+        node: NodeId,
+    },
+    /// The request came to a node that isn't the object's home: an error in the requester.
+    #[error("the request came to a node that does not keep the object; please report this")]
+    NotHome,
 }

@@ -2,7 +2,8 @@
 //!
 //! An object has a name and lives at one node, its home ([`home_of`]). All requests for it are
 //! messages to the home, so that a lock costs one round trip and never touches a shared page.
-//! [`SyncHome`] is what runs there: a request goes in, replies come out.
+//! [`SyncHome`] is what runs there: a request goes in, replies come out. [`SyncClient`] is what runs
+//! at the node that asks.
 //!
 //! - **Who holds a lock** is a pair of node and ticket. A ticket is a number that the node chooses,
 //!   different for each of its requests that may be open or holding; unlocking names the ticket of
@@ -15,41 +16,109 @@
 //! - **Giving up**: a waiter that no longer wants to wait sends [`SyncOp::Cancel`]. The answer says
 //!   whether it was taken off the queue, or whether its own answer was already on its way. Answers
 //!   to one node keep their order, so a grant is seen before the cancellation that came too late,
-//!   and no lock leaks.
-//! - **Lost nodes**: for now a lost node ends the cluster's regions, so every waiter is told
-//!   [`SyncError::PeerLost`], and so is every later request.
+//!   and no lock leaks. Who does not even wait for that answer has the lock given back if it comes
+//!   ([`SyncClient::give_up`]).
+//!
+//! # Losses
+//!
+//! A lost node is told to both parts of each survivor, [`SyncClient::lost`] and [`SyncHome::lost`],
+//! when it has certainly stopped; until then, requests to it wait. How many losses a node was told of
+//! is its *epoch*. It comes with each request, and a home that has been told of fewer keeps the
+//! request until it has caught up.
+//!
+//! **Objects whose home is there.** Waiters of the lost node go. A lock that it held alone is
+//! *abandoned*: the next holder is told so with its grant ([`Outcome::Abandoned`]), readers too until
+//! one that is alone has been told. The lock is kept until then. Who waits at a barrier gets
+//! [`SyncError::BarrierBroken`], whichever barrier it is: who would have come is not known here. So
+//! does who began to wait before its node was told; its node keeps that answer until it has been, so
+//! that waiting again makes sense. Counters keep their value.
+//!
+//! **Objects whose home is lost** move to the survivor that [`home_of`] names. Each survivor *reports*
+//! to each the locks that it holds and that moved there, and that this is all; then it sends its
+//! lock requests that were not answered once more. A new home keeps what is asked for moved
+//! objects until it has the reports of all survivors, installs who holds what, and serves. What was
+//! under way to the lost home ends at the node that asked: an unlock is done, since the lock is not
+//! reported; a cancelled waiter is cancelled, since it is not sent again; a barrier is broken; a
+//! counter's operation ends with [`SyncError::ValueLost`], since nobody knows whether it was done. A
+//! counter has no value until it is set. That cannot be told from a counter that nobody had used, so
+//! this goes for those, too. Once set it stays in use, even at 0.
+//!
+//! A reader's report says whether it was told that the lock is abandoned: as long as it reads, nobody
+//! was told who is alone. A moved lock that nobody reports may have been held by a lost node: its first holder is told that
+//! it is abandoned, by the lost home. From then on the new home knows better. It remembers the names
+//! of up to [`SYNC_OBJECTS_MAX`] such locks that are free; when there are more it forgets them all,
+//! and their next holders are told once more.
+//!
+//! **More losses** are no different. A survivor may learn of two at once: its report is then for both,
+//! and a home that gets it waits until it has been told of both. A new home that is lost before it
+//! has rebuilt leaves nothing undone: what was sent to it was not answered, and what was reported is
+//! still held.
+//!
+//! *No lock has two holders*: a home grants a lock of its own that a lost node held only when that has
+//! stopped. It grants a moved one only when each survivor has told it what it holds; and a survivor
+//! that has told takes no grant from the lost home any more. *Nothing hangs*: reports wait for
+//! nothing but that the node is told of the loss, and it is, or is lost itself.
+//!
+//! **Nodes that left** of their own will are no losses: the objects whose home they are end
+//! ([`SyncError::HomeLeft`]), those that would move there, too. A lock that such a node held is
+//! abandoned.
+//!
+//! [`SYNC_OBJECTS_MAX`]: crate::limits::SYNC_OBJECTS_MAX
 
+mod client;
 mod home;
 mod lock;
 mod message;
+mod objects;
 mod wire;
 
-use dsm_core::types::NodeId;
-use xxhash_rust::xxh3::xxh3_64;
+use dsm_core::types::{NodeId, NodeSet};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+pub use client::{ClientOutput, SyncClient, ToHome};
 pub use home::SyncHome;
-pub use message::{Kind, NameError, Outcome, SyncError, SyncName, SyncOp, SyncReply, SyncRequest};
+pub use message::{
+    EVERY_NODE, Held, Hold, Kind, NameError, Outcome, SyncError, SyncName, SyncOp, SyncReply,
+    SyncReport, SyncRequest,
+};
 
-/// The home of the object `name` in a cluster whose list has `nodes` nodes (1 to 64).
+/// The home of the object `name` in a cluster whose list has `nodes` nodes (1 to 64), of which those
+/// of `lost` are lost.
 ///
 /// The same on every node and in every version: XXH3 (64 bits, seed 0) of the name's bytes, scaled
-/// to the number of nodes by taking the high half of their product. It depends on the cluster's list
-/// only, not on who is a member at the moment: an object never moves. `None` if there are no nodes.
-pub fn home_of(name: &SyncName, nodes: usize) -> Option<NodeId> {
-    let hash = u128::from(xxh3_64(name.as_str().as_bytes()));
-    let index = (hash * nodes as u128) >> 64;
-    if nodes == 0 { None } else { NodeId::new(index as usize) }
+/// to the number of nodes by taking the high half of their product. If that node is lost: of all that
+/// are not, the one for which XXH3 of the name, with one more than the node's position as the seed, is
+/// highest, so that an object moves only when its home is lost. It does not depend on who has left.
+/// `None` if there is no node.
+pub fn home_of(name: &SyncName, nodes: usize, lost: NodeSet) -> Option<NodeId> {
+    let bytes = name.as_str().as_bytes();
+    let index = (u128::from(xxh3_64(bytes)) * nodes as u128) >> 64;
+    let first = if nodes == 0 { None } else { NodeId::new(index as usize) };
+    first.filter(|home| !lost.contains(*home)).or_else(|| {
+        let survivors = (0..nodes).filter_map(NodeId::new).filter(|node| !lost.contains(*node));
+        survivors.max_by_key(|node| (xxh3_64_with_seed(bytes, node.index() as u64 + 1), *node))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn name(text: &str) -> SyncName {
+        SyncName::new(text).unwrap()
+    }
+
+    fn set(nodes: &[usize]) -> NodeSet {
+        nodes.iter().map(|&index| NodeId::new(index).unwrap()).collect()
+    }
+
     #[test]
     fn home_is_part_of_the_wire_format() {
         // Computed once; another value would split objects between versions.
-        let home = |name: &str| home_of(&SyncName::new(name).unwrap(), 64).unwrap().index();
-        assert_eq!([home("a"), home("lock"), home("barrier/1")], [57, 3, 9]);
+        let home = |text: &str, lost| home_of(&name(text), 64, lost).unwrap().index();
+        let homes = |lost| ["a", "lock", "barrier/1"].map(|text| home(text, lost));
+        assert_eq!(homes(NodeSet::EMPTY), [57, 3, 9]);
+        assert_eq!(homes(set(&[57, 3, 9])), [44, 23, 7]);
     }
 
     #[test]
@@ -57,10 +126,30 @@ mod tests {
         for nodes in 1..=64 {
             let mut count = vec![0u32; nodes];
             for i in 0..200 * nodes {
-                let name = SyncName::new(&format!("object-{i}")).unwrap();
-                count[home_of(&name, nodes).unwrap().index()] += 1;
+                let home = home_of(&name(&format!("object-{i}")), nodes, NodeSet::EMPTY);
+                count[home.unwrap().index()] += 1;
             }
             assert!(count.iter().all(|&c| (100..300).contains(&c)), "{nodes}: {count:?}");
         }
+    }
+
+    #[test]
+    fn objects_move_only_from_lost_homes_and_spread_over_the_survivors() {
+        let mut count = [0u32; 5];
+        for i in 0..5000 {
+            let name = name(&format!("object-{i}"));
+            let homes = [&[][..], &[1], &[1, 3], &[1, 3, 4]]
+                .map(|lost| (lost, home_of(&name, 5, set(lost)).unwrap()));
+            for (before, after) in homes.iter().zip(&homes[1..]) {
+                assert!(!after.0.contains(&after.1.index()));
+                let stays = !after.0.contains(&before.1.index());
+                assert_eq!(stays, before.1 == after.1, "{name}: {homes:?}");
+            }
+            count[homes[1].1.index()] += 1;
+        }
+        assert!(count[1] == 0);
+        assert!([0, 2, 3, 4].iter().all(|&i| (1100..1400).contains(&count[i])), "{count:?}");
+        assert_eq!(home_of(&name("a"), 2, set(&[0, 1])), None);
+        assert_eq!(home_of(&name("a"), 0, NodeSet::EMPTY), None);
     }
 }

@@ -1,8 +1,10 @@
-//! Bytes of requests and replies: one byte for the kind, then the fields as declared.
+//! Bytes of requests, replies and reports: one byte for the kind, then the fields as declared.
 
-use super::message::{Kind, Outcome, SyncError, SyncName, SyncOp, SyncReply, SyncRequest};
+use super::message::{
+    Held, Hold, Kind, Outcome, SyncError, SyncName, SyncOp, SyncReply, SyncReport, SyncRequest,
+};
 use crate::control::codec::{DecodeError, Reader, Writer};
-use crate::limits::NAME_BYTES_MAX;
+use crate::limits::{CONTROL_BODY_BYTES_MAX, NAME_BYTES_MAX};
 
 mod op {
     pub(super) const MUTEX_LOCK: u8 = 1;
@@ -20,6 +22,7 @@ mod op {
     pub(super) const COUNTER_SET: u8 = 13;
     pub(super) const COMPARE_EXCHANGE: u8 = 14;
     pub(super) const CANCEL: u8 = 15;
+    pub(super) const GIVE_BACK: u8 = 16;
 }
 
 mod result {
@@ -31,6 +34,7 @@ mod result {
     pub(super) const EXCHANGED: u8 = 6;
     pub(super) const CANCELLED: u8 = 7;
     pub(super) const NOT_WAITING: u8 = 8;
+    pub(super) const ABANDONED: u8 = 9;
     pub(super) const KIND_MISMATCH: u8 = 64;
     pub(super) const NOT_HOLDER: u8 = 65;
     pub(super) const PARTIES_MISMATCH: u8 = 66;
@@ -39,22 +43,91 @@ mod result {
     pub(super) const QUEUE_FULL: u8 = 69;
     pub(super) const TOO_MANY_TICKETS: u8 = 70;
     pub(super) const DUPLICATE_TICKET: u8 = 71;
-    pub(super) const PEER_LOST: u8 = 72;
+    pub(super) const HOME_LEFT: u8 = 72;
+    pub(super) const BARRIER_BROKEN: u8 = 73;
+    pub(super) const VALUE_LOST: u8 = 74;
+    pub(super) const NOT_HOME: u8 = 75;
 }
 
 impl SyncRequest {
     pub(crate) fn write(&self, to: &mut Writer) {
         to.u64(self.ticket);
+        to.u16(self.epoch);
         to.text(self.name.as_str());
         self.op.write(to);
     }
 
     pub(crate) fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let ticket = from.u64("ticket")?;
-        let name = SyncName::new(from.text(NAME_BYTES_MAX, "name")?)
-            .map_err(|error| DecodeError::Length { field: "name", len: error.len })?;
-        Ok(Self { ticket, name, op: SyncOp::read(from)? })
+        Ok(Self {
+            ticket: from.u64("ticket")?,
+            epoch: from.u16("epoch")?,
+            name: read_name(from)?,
+            op: SyncOp::read(from)?,
+        })
     }
+}
+
+/// Longest encoding of a [`Hold`]: ticket, name behind its length, way, node behind a flag.
+const HOLD_BYTES_MAX: usize = 8 + 2 + NAME_BYTES_MAX + 1 + 2;
+
+/// Most holds in one part of a report: what fits one control message, its kind, epoch, flag and
+/// number of holds included.
+pub(super) const HOLDS_PER_PART: usize = (CONTROL_BODY_BYTES_MAX - 5) / HOLD_BYTES_MAX;
+
+impl SyncReport {
+    pub(crate) fn write(&self, to: &mut Writer) {
+        to.u16(self.epoch);
+        to.bool(self.last);
+        let holds = self.holds.get(..HOLDS_PER_PART).unwrap_or(&self.holds);
+        to.u8(holds.len() as u8);
+        holds.iter().for_each(|hold| hold.write(to));
+    }
+
+    pub(crate) fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let (epoch, last) = (from.u16("epoch")?, from.bool("last")?);
+        let count = from.u8("holds")?;
+        if usize::from(count) > HOLDS_PER_PART {
+            return Err(DecodeError::Invalid { field: "holds", value: count.into() });
+        }
+        let holds = (0..count).map(|_| Hold::read(from)).collect::<Result<_, _>>()?;
+        Ok(Self { epoch, last, holds })
+    }
+}
+
+impl Hold {
+    fn write(&self, to: &mut Writer) {
+        to.u64(self.ticket);
+        to.text(self.name.as_str());
+        to.u8(match self.held {
+            Held::Mutex => 1,
+            Held::Read => 2,
+            Held::Write => 3,
+        });
+        to.bool(self.abandoned.is_some());
+        if let Some(node) = self.abandoned {
+            to.node(node);
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let (ticket, name) = (from.u64("ticket")?, read_name(from)?);
+        let held = match from.u8("held")? {
+            1 => Held::Mutex,
+            2 => Held::Read,
+            3 => Held::Write,
+            other => return Err(DecodeError::Invalid { field: "held", value: other.into() }),
+        };
+        let abandoned = match from.bool("abandoned")? {
+            true => Some(from.node("abandoned")?),
+            false => None,
+        };
+        Ok(Self { ticket, name, held, abandoned })
+    }
+}
+
+fn read_name(from: &mut Reader<'_>) -> Result<SyncName, DecodeError> {
+    SyncName::new(from.text(NAME_BYTES_MAX, "name")?)
+        .map_err(|error| DecodeError::Length { field: "name", len: error.len })
 }
 
 impl SyncOp {
@@ -100,6 +173,10 @@ impl SyncOp {
                 to.u8(op::CANCEL);
                 to.u64(waiter);
             }
+            Self::GiveBack { holder } => {
+                to.u8(op::GIVE_BACK);
+                to.u64(holder);
+            }
         }
     }
 
@@ -122,6 +199,7 @@ impl SyncOp {
                 Self::CompareExchange { expected: from.i64("expected")?, new: from.i64("new")? }
             }
             op::CANCEL => Self::Cancel { waiter: from.u64("waiter")? },
+            op::GIVE_BACK => Self::GiveBack { holder: from.u64("holder")? },
             other => return Err(DecodeError::Invalid { field: "op", value: other.into() }),
         })
     }
@@ -152,6 +230,10 @@ impl Outcome {
     fn write(self, to: &mut Writer) {
         match self {
             Self::Granted => to.u8(result::GRANTED),
+            Self::Abandoned { node } => {
+                to.u8(result::ABANDONED);
+                to.node(node);
+            }
             Self::Busy => to.u8(result::BUSY),
             Self::Unlocked => to.u8(result::UNLOCKED),
             Self::Passed { index } => {
@@ -175,6 +257,7 @@ impl Outcome {
     fn read(code: u8, from: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(match code {
             result::GRANTED => Self::Granted,
+            result::ABANDONED => Self::Abandoned { node: from.node("node")? },
             result::BUSY => Self::Busy,
             result::UNLOCKED => Self::Unlocked,
             result::PASSED => Self::Passed { index: from.u32("index")? },
@@ -221,10 +304,20 @@ impl SyncError {
                 to.u32(limit);
             }
             Self::DuplicateTicket => to.u8(result::DUPLICATE_TICKET),
-            Self::PeerLost { node } => {
-                to.u8(result::PEER_LOST);
+            Self::HomeLeft { node } => {
+                to.u8(result::HOME_LEFT);
                 to.node(node);
             }
+            Self::BarrierBroken { node, epoch } => {
+                to.u8(result::BARRIER_BROKEN);
+                to.node(node);
+                to.u16(epoch);
+            }
+            Self::ValueLost { node } => {
+                to.u8(result::VALUE_LOST);
+                to.node(node);
+            }
+            Self::NotHome => to.u8(result::NOT_HOME),
         }
     }
 
@@ -244,7 +337,12 @@ impl SyncError {
             result::QUEUE_FULL => Self::QueueFull { limit: from.u32("limit")? },
             result::TOO_MANY_TICKETS => Self::TooManyTickets { limit: from.u32("limit")? },
             result::DUPLICATE_TICKET => Self::DuplicateTicket,
-            result::PEER_LOST => Self::PeerLost { node: from.node("node")? },
+            result::HOME_LEFT => Self::HomeLeft { node: from.node("node")? },
+            result::BARRIER_BROKEN => {
+                Self::BarrierBroken { node: from.node("node")?, epoch: from.u16("epoch")? }
+            }
+            result::VALUE_LOST => Self::ValueLost { node: from.node("node")? },
+            result::NOT_HOME => Self::NotHome,
             other => return Err(DecodeError::Invalid { field: "result", value: other.into() }),
         })
     }
