@@ -205,3 +205,46 @@ def counter_edges(site: Site) -> list[int]:
 def test_a_counter_wraps_around(shared_three: Cluster) -> None:
     assert shared_three.call(1, counter_edges) == [2**63 - 1, -(2**63)]
     assert shared_three.call(2, counter_value, "edges") == -(2**63)
+
+
+def hold_all(site: Site, names: list[str]) -> None:
+    for name in names:
+        site.kept[name] = site.node.mutex(name)
+        site.kept[name].acquire()
+        site.node.rwlock(f"rw {name}").write().__enter__()
+
+
+def leave(site: Site) -> None:
+    site.kept.clear()
+    site.node.close(wait=False)
+
+
+def who_abandoned(site: Site, names: list[str]) -> list[list[str | None]]:
+    """What the next two holders are told, or who was the home that has left with the lock."""
+    found = []
+    for name in names:
+        mutex, rwlock = site.node.mutex(name), site.node.rwlock(f"rw {name}")
+        told: list[str | None] = []
+        for _ in range(2):
+            try:
+                with mutex:
+                    told.append(mutex.abandoned_by)
+                with rwlock.read() as read, rwlock.read() as again:
+                    told += [read.abandoned_by, again.abandoned_by]
+                with rwlock.write() as write:
+                    told.append(write.abandoned_by)
+            except giantvm.ClusterError as error:
+                assert "node c, which kept it, has left" in str(error)
+        found.append(told)
+    return found
+
+
+def test_who_takes_an_abandoned_lock_is_told() -> None:
+    names = [f"lock {number}" for number in range(12)]
+    with Cluster() as cluster:
+        cluster.call(2, hold_all, names)
+        cluster.call(2, leave)
+        found = cluster.call(0, who_abandoned, names)
+    # Two locks of each name, whose homes may both be there, or one, or none.
+    assert ["c", "c", "c", "c", None, None, None, None] in found
+    assert [] in found

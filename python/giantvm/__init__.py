@@ -17,9 +17,11 @@ from giantvm._sync import Barrier, Counter, Mutex, RwLock
 from giantvm._vm import ClockReport, Console, Outcome, Vm, VmReport
 from giantvm.config import Config, NodeSpec
 from giantvm.errors import (
+    BarrierBroken,
     ClosedError,
     ClusterError,
     ConfigError,
+    CounterLost,
     Error,
     ForkError,
     GuestFault,
@@ -34,6 +36,7 @@ from giantvm.vmspec import DeviceSpec, Mmio, Module, Pio, Vcpu, VmSpec
 __all__ = [
     "PAGE_SIZE",
     "Barrier",
+    "BarrierBroken",
     "Bus",
     "Claim",
     "ClockReport",
@@ -43,6 +46,7 @@ __all__ = [
     "ConfigError",
     "Console",
     "Counter",
+    "CounterLost",
     "Device",
     "DeviceSpec",
     "Disk",

@@ -76,36 +76,42 @@ class NativeNode:
     def status_json(self) -> str:
         """What `giantvm status` shows, as a JSON object; `giantvm.status` describes it."""
 
-    def lock(self, name: str, timeout_ms: int | None) -> int:
-        """Takes the mutex `name`, in turn; the ticket to release it. `giantvm.TimeoutError`."""
+    def lock(self, name: str, timeout_ms: int | None) -> tuple[int, str | None]:
+        """Takes the mutex `name`, in turn; the ticket to release it. `giantvm.TimeoutError`.
+
+        With it, the lost node that held it, or was its home, if the lock was abandoned.
+        """
 
     def unlock(self, name: str, ticket: int) -> None:
         """Releases the mutex; `ValueError` if `ticket` does not hold it."""
 
-    def rw_lock(self, name: str, write: bool, timeout_ms: int | None) -> int:
-        """Takes the read-write lock `name`, in turn. `giantvm.TimeoutError`."""
+    def rw_lock(self, name: str, write: bool, timeout_ms: int | None) -> tuple[int, str | None]:
+        """Takes the read-write lock `name`, in turn; returns what `lock` does, and raises it."""
 
     def rw_unlock(self, name: str, ticket: int) -> None:
         """Releases the read-write lock; `ValueError` if `ticket` does not hold it."""
 
-    def barrier_wait(self, name: str, parties: int, timeout_ms: int | None) -> None:
-        """Waits until `parties` callers wait at the barrier `name`.
+    def barrier_wait(self, name: str, parties: int | None, timeout_ms: int | None) -> None:
+        """Waits until `parties` callers wait at the barrier `name`, or one for each node not lost.
 
-        `ValueError` if others wait there with another number. After `giantvm.TimeoutError` the
-        caller is not counted any more.
+        `giantvm.BarrierBroken` if a node is lost before they do, `ValueError` if others wait there
+        with another number. After `giantvm.TimeoutError` the caller is not counted any more.
         """
 
     def counter_add(self, name: str, delta: int) -> int:
-        """Adds `delta`, wrapping at 64 bits; the value before."""
+        """Adds `delta`, wrapping at 64 bits; the value before. `giantvm.CounterLost`."""
 
     def counter_get(self, name: str) -> int:
-        """The value."""
+        """The value. `giantvm.CounterLost`."""
 
     def counter_set(self, name: str, value: int) -> None:
-        """Sets the value."""
+        """Sets the value. `giantvm.CounterLost` only if the loss came while it waited."""
 
     def counter_compare_exchange(self, name: str, expected: int, new: int) -> tuple[bool, int]:
-        """Sets `new` if the value is `expected`; whether it was, and the value before."""
+        """Sets `new` if the value is `expected`; whether it was, and the value before.
+
+        `giantvm.CounterLost`.
+        """
 
     def close(self, wait: bool, timeout_ms: int | None) -> None:
         """Closes every region and leaves the cluster; more than once is fine.

@@ -154,9 +154,12 @@ class Node:
         return RwLock(self._native, name)
 
     def barrier(self, name: str, parties: int | None = None) -> Barrier:
-        """The barrier `name` of the cluster, for `parties` threads (default: one for each node)."""
+        """The barrier `name` of the cluster, for `parties` threads.
+
+        By default one for each node, and after losses one for each that is not lost.
+        """
         _check_object_name(name)
-        return Barrier(self._native, name, len(self.nodes) if parties is None else parties)
+        return Barrier(self._native, name, parties)
 
     def counter(self, name: str) -> Counter:
         """The counter `name` of the cluster."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Self
 
 from giantvm._native import NativeNode
 from giantvm._time import milliseconds
@@ -17,17 +18,22 @@ class Mutex:
     """A lock that one thread of the cluster holds at a time; those who wait get it in turn.
 
     Not re-entrant. Made by `Node.mutex`; use it in a `with` block.
+
+    `abandoned_by` is what the last `acquire` found: the name of a lost node if that held the lock,
+    or may have because it was the lock's home, so that what the lock protects may be half done;
+    normally None. One holder is told.
     """
 
     def __init__(self, node: NativeNode, name: str) -> None:
         self._node = node
         self._ticket: int | None = None
         self.name = name
+        self.abandoned_by: str | None = None
 
     def acquire(self, timeout_s: float | None = None) -> None:
         """Takes the lock; `giantvm.TimeoutError` after `timeout_s` seconds."""
         # Only the holder gets past this line, so that the ticket needs no lock of its own.
-        self._ticket = self._node.lock(self.name, milliseconds(timeout_s))
+        self._ticket, self.abandoned_by = self._node.lock(self.name, milliseconds(timeout_s))
 
     def release(self) -> None:
         """Gives the lock to the next; `RuntimeError` if it is not held through this object."""
@@ -50,7 +56,12 @@ class Mutex:
 
 
 class _Guard:
-    """One holding of a read-write lock: take it and give it back once, in a `with` block."""
+    """One holding of a read-write lock: take it and give it back once, in a `with` block.
+
+    `abandoned_by` is the name of a lost node if that held the lock for writing, or may have because
+    it was the lock's home, so that what the lock protects may be half done; normally None. All
+    readers are told, until one writer has been.
+    """
 
     _write: bool
 
@@ -59,11 +70,15 @@ class _Guard:
         self._name = name
         self._timeout_ms = milliseconds(timeout_s)
         self._ticket: int | None = None
+        self.abandoned_by: str | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         if self._ticket is not None:
             raise RuntimeError(f"read-write lock {self._name!r}: one guard is one holding")
-        self._ticket = self._node.rw_lock(self._name, self._write, self._timeout_ms)
+        self._ticket, self.abandoned_by = self._node.rw_lock(
+            self._name, self._write, self._timeout_ms
+        )
+        return self
 
     def __exit__(
         self,
@@ -110,11 +125,11 @@ class RwLock:
 class Barrier:
     """Where `parties` threads of the cluster wait for each other, again and again.
 
-    Made by `Node.barrier`.
+    Made by `Node.barrier`. With None, one thread for each node that is not lost when it waits.
     """
 
-    def __init__(self, node: NativeNode, name: str, parties: int) -> None:
-        if parties < 1:
+    def __init__(self, node: NativeNode, name: str, parties: int | None) -> None:
+        if parties is not None and parties < 1:
             raise ValueError(f"barrier {name!r}: {parties} parties: give 1 or more")
         self._node = node
         self.name = name
@@ -123,7 +138,9 @@ class Barrier:
     def wait(self, timeout_s: float | None = None) -> None:
         """Waits until all parties wait; `giantvm.TimeoutError` after `timeout_s` seconds.
 
-        What a party wrote to a region before is seen by all after.
+        What a party wrote to a region before is seen by all after. `giantvm.BarrierBroken` if a
+        node is lost meanwhile, whether one of the parties or not: wait again, with those that are
+        left.
         """
         self._node.barrier_wait(self.name, self.parties, milliseconds(timeout_s))
 
@@ -131,7 +148,9 @@ class Barrier:
 class Counter:
     """A signed 64-bit number of the cluster, 0 at first; it wraps around.
 
-    Made by `Node.counter`.
+    Made by `Node.counter`. If the node that keeps it is lost, so is its value: every call but `set`
+    raises `giantvm.CounterLost` until one sets it, also if nobody had used it. A `set` that the
+    loss interrupts raises it, too.
     """
 
     def __init__(self, node: NativeNode, name: str) -> None:

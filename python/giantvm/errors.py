@@ -3,9 +3,11 @@
 import builtins
 
 __all__ = [
+    "BarrierBroken",
     "ClosedError",
     "ClusterError",
     "ConfigError",
+    "CounterLost",
     "Error",
     "ForkError",
     "GuestFault",
@@ -29,6 +31,20 @@ class ClusterError(Error):
 
 class NodeLost(ClusterError):
     """A node of the cluster was lost, and the cluster's regions ended with it."""
+
+
+class BarrierBroken(ClusterError):
+    """A node was lost while this thread waited at a barrier: nobody waits there any more.
+
+    Some of those that waited may have passed before. The message names the node.
+    """
+
+
+class CounterLost(ClusterError):
+    """A counter has no value, because it was lost with the node that kept it, until it is set.
+
+    Whether an operation that was under way was done is not known. The message names the node.
+    """
 
 
 class GuestFault(Error):

@@ -5,9 +5,11 @@ use giantvm_node::node::NodeError;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyValueError};
 use pyo3::{PyErr, import_exception};
 
+import_exception!(giantvm.errors, BarrierBroken);
 import_exception!(giantvm.errors, ClosedError);
 import_exception!(giantvm.errors, ClusterError);
 import_exception!(giantvm.errors, ConfigError);
+import_exception!(giantvm.errors, CounterLost);
 import_exception!(giantvm.errors, ForkError);
 import_exception!(giantvm.errors, NodeLost);
 import_exception!(giantvm.errors, TimeoutError);
@@ -26,9 +28,9 @@ pub(crate) fn to_python(error: NodeError) -> PyErr {
             TimeoutError::new_err(text)
         }
         NodeError::Interrupted => PyKeyboardInterrupt::new_err(()),
-        NodeError::HomeLeft { .. }
-        | NodeError::BarrierBroken { .. }
-        | NodeError::ValueLost { .. } => ClusterError::new_err(text),
+        NodeError::BarrierBroken { .. } => BarrierBroken::new_err(text),
+        NodeError::ValueLost { .. } => CounterLost::new_err(text),
+        NodeError::HomeLeft { .. } => ClusterError::new_err(text),
         NodeError::Sync { .. } | NodeError::Name { .. } => PyValueError::new_err(text),
         // The directory refuses what contradicts an earlier request, or what does not fit.
         NodeError::Region { reason } if reason.contains("exists with") => {

@@ -8,7 +8,7 @@ use dsm_core::engine::WaitMode;
 use giantvm_node::node::{
     EtcdConfig, Lost, LostCallback, Node, NodeConfig, NodeError, NodeSpec, Patience, Region,
 };
-use giantvm_node::sync::{Outcome, SyncError, SyncOp};
+use giantvm_node::sync::{EVERY_NODE, Outcome, SyncError, SyncOp};
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::prelude::*;
 
@@ -185,8 +185,13 @@ impl NativeNode {
     }
 
     #[pyo3(signature = (name, timeout_ms))]
-    fn lock(&self, py: Python<'_>, name: &str, timeout_ms: Option<u64>) -> PyResult<u64> {
-        Ok(self.sync(py, name, SyncOp::MutexLock, timeout_ms)?.0)
+    fn lock(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<(u64, Option<String>)> {
+        self.take(py, name, SyncOp::MutexLock, timeout_ms)
     }
 
     fn unlock(&self, py: Python<'_>, name: &str, ticket: u64) -> PyResult<()> {
@@ -200,9 +205,9 @@ impl NativeNode {
         name: &str,
         write: bool,
         timeout_ms: Option<u64>,
-    ) -> PyResult<u64> {
+    ) -> PyResult<(u64, Option<String>)> {
         let op = if write { SyncOp::WriteLock } else { SyncOp::ReadLock };
-        Ok(self.sync(py, name, op, timeout_ms)?.0)
+        self.take(py, name, op, timeout_ms)
     }
 
     fn rw_unlock(&self, py: Python<'_>, name: &str, ticket: u64) -> PyResult<()> {
@@ -224,9 +229,10 @@ impl NativeNode {
         &self,
         py: Python<'_>,
         name: &str,
-        parties: u32,
+        parties: Option<u32>,
         timeout_ms: Option<u64>,
     ) -> PyResult<()> {
+        let parties = parties.map_or(EVERY_NODE, |parties| parties.min(EVERY_NODE - 1));
         self.sync(py, name, SyncOp::BarrierWait { parties }, timeout_ms).map(drop)
     }
 
@@ -293,6 +299,21 @@ impl NativeNode {
     ) -> PyResult<(u64, Outcome)> {
         let node = self.node()?;
         wait(py, timeout_ms, |patience| node.sync(name, op, patience))
+    }
+
+    /// Takes a lock: its ticket, and the node with which it went, if it was abandoned.
+    fn take(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        op: SyncOp,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<(u64, Option<String>)> {
+        let (ticket, outcome) = self.sync(py, name, op, timeout_ms)?;
+        Ok(match outcome {
+            Outcome::Abandoned { node } => (ticket, Some(self.node()?.name_of(node))),
+            _ => (ticket, None),
+        })
     }
 
     fn value(&self, py: Python<'_>, name: &str, op: SyncOp) -> PyResult<i64> {
