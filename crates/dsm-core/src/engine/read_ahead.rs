@@ -101,7 +101,8 @@ impl ReadAhead {
             if page < scan.milestone {
                 return None;
             }
-            let first = scan.end;
+            // The milestone may have been here before, and mapped: then the scan found the end without it.
+            let first = scan.end.max(Page(page.0 + 1));
             return Self::next(scan, first, &self.served, &mut self.milestones);
         }
         let distance = page.0.wrapping_sub(scan.last.0);
@@ -181,6 +182,14 @@ mod tests {
         assert_eq!(ahead.rest(T, Page(80)), Some(Page(81)..Page(105)));
         assert_eq!(ahead.rest(T, Page(104)), None);
         assert_eq!(ahead.rest(ThreadId(2), Page(80)), None);
+    }
+
+    #[test]
+    fn a_scan_that_finds_no_fault_at_a_milestone_goes_on_after_the_page_it_waits_for() {
+        let mut ahead = read_ahead();
+        assert_eq!(run(&mut ahead, &[10, 11, 13, 17, 25, 41, 57]).last(), Some(&Some((73, 105))));
+        assert_eq!(run(&mut ahead, &[105]), [Some((106, 170))]);
+        assert!(!ahead.milestones().unwrap().take(Page(105)));
     }
 
     #[test]

@@ -56,6 +56,31 @@ fn atomic_increments_of_all_nodes_add_up() {
 }
 
 #[test]
+fn a_scan_goes_on_where_the_page_that_paces_it_was_here_before() {
+    let Some(cluster) = Cluster::start(2, 4096, 1, WaitMode::Adaptive) else { return };
+    let [a, b] = &cluster.members[..] else { panic!() };
+    for page in 0..512 {
+        a.write(page, page + 1);
+    }
+    // The first page of the first stretch that is read ahead of the scan below: 47 is where its second
+    // full window begins.
+    assert_eq!(b.read(47 + 16), 64);
+    for page in 0..512 {
+        assert_eq!(b.read(page), page + 1);
+    }
+    // The first of two scans may wait for what the second one is to find later.
+    std::thread::scope(|scope| {
+        for step in [1, 1, 2] {
+            scope.spawn(move || {
+                for page in (512..2048).step_by(step) {
+                    assert_eq!(b.read(page), 0);
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn scans_get_many_pages_with_one_request() {
     let Some(cluster) = Cluster::start(2, 4096, 1, WaitMode::Adaptive) else { return };
     let [a, b] = &cluster.members[..] else { panic!() };
