@@ -53,6 +53,14 @@ pub const TIMEOUT_MS_DEFAULT: u64 = 2_000;
 /// must satisfy is in [`membership`](crate::membership).
 pub const MARGIN_MS_DEFAULT: u64 = 500;
 
+/// Most time between the end of a node's right to run and the end of its regions, in milliseconds: its
+/// program may be told first ([`CALLBACK_MS`]), and then pages are taken from its threads.
+pub const STOP_MS: u64 = CALLBACK_MS + 50;
+
+/// How long the program's callback may keep a node's regions from ending, in milliseconds. The thread
+/// that the callback needs may be the one that waits for a page.
+pub const CALLBACK_MS: u64 = 200;
+
 /// Longest configurable timeout or margin, in milliseconds: one hour. It keeps sums of times far
 /// from overflow.
 pub const TIMEOUT_MS_MAX: u64 = 3_600_000;

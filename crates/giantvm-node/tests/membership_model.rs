@@ -94,7 +94,7 @@ impl Explorer {
 /// Units after which everything that a fault sets off is over: a timeout until a member reports
 /// another one, another timeout with its margin until that one has certainly stopped, and what it
 /// takes to tell everyone.
-const SETTLE_UNITS: u64 = 2 * TIMEOUT_UNITS + 6;
+const SETTLE_UNITS: u64 = 2 * TIMEOUT_UNITS + 9;
 
 /// Units around a fault in which turns come in any order; before and after it every fixed order is
 /// tried. All orders up to the end are too many for every run: see [`full`].

@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::limits::{
     CLOCK_DRIFT_ONE_IN, HEARTBEAT_MS_DEFAULT, HEARTBEAT_MS_MIN, HEARTBEATS_PER_TIMEOUT_MIN,
-    LEAVE_WAIT_MS_DEFAULT, MARGIN_MS_DEFAULT, NODE_NAME_BYTES_MAX, TIMEOUT_MS_DEFAULT,
+    LEAVE_WAIT_MS_DEFAULT, MARGIN_MS_DEFAULT, NODE_NAME_BYTES_MAX, STOP_MS, TIMEOUT_MS_DEFAULT,
     TIMEOUT_MS_MAX,
 };
 
@@ -54,7 +54,7 @@ impl Config {
     /// lasts `span_ms` by another clock.
     pub(super) fn margin_ms_for(&self, span_ms: u64) -> u64 {
         let drift_ms = span_ms.div_ceil(CLOCK_DRIFT_ONE_IN);
-        self.heartbeat_ms.saturating_mul(2).saturating_add(drift_ms)
+        self.heartbeat_ms.saturating_mul(2).saturating_add(drift_ms).saturating_add(STOP_MS)
     }
 
     /// Checks that the list and the times can work.

@@ -64,8 +64,8 @@ impl Membership {
         out.push(Action::PeerLost { node, reason });
     }
 
-    /// `node` says that it has stopped: no need to wait.
-    pub(super) fn lose_stopped(
+    /// `node` says that it has ended: its right to run need not run out, but its memory must.
+    pub(super) fn lose_ended(
         &mut self,
         node: NodeId,
         reason: &str,
@@ -74,7 +74,7 @@ impl Membership {
     ) {
         self.lose(node, reason, out);
         if let Some(stopped_ms) = self.removals_ms.get_mut(&node) {
-            *stopped_ms = now_ms;
+            *stopped_ms = (*stopped_ms).min(now_ms.saturating_add(self.config.margin_ms));
         }
     }
 

@@ -36,6 +36,9 @@ pub enum Event {
     Tick,
     /// The user of this node wants it to leave.
     LeaveRequested,
+    /// The user of this node wants it to go at once, although others may use what it has: to them, it
+    /// is lost. Its own use of regions has ended.
+    Abandon,
     /// etcd was asked; only where it decides.
     Etcd(Said),
 }
@@ -141,6 +144,9 @@ pub enum EndReason {
     /// It was asked to leave.
     #[error("this node left the cluster")]
     Left,
+    /// It was asked to go, although others may have used what it had.
+    #[error("it left while regions were in use")]
+    Abandoned,
     /// Not all nodes came in time.
     #[error("waited {waited_ms} ms for all nodes; still missing: {missing}")]
     JoinTimeout {

@@ -24,6 +24,7 @@ impl Membership {
                 }
             }
             Event::LeaveRequested => self.on_leave_requested(now_ms, out),
+            Event::Abandon => self.end(EndReason::Abandoned, out),
             Event::Etcd(_) => {} // nobody asked it
         }
     }
@@ -201,7 +202,7 @@ impl Membership {
             let why = clip_reason(reason);
             self.end(EndReason::DecidingNodeEnded { name, why }, out);
         } else if self.is_deciding() {
-            self.lose_stopped(from, &format!("it ended and says: {reason}"), now_ms, out);
+            self.lose_ended(from, &format!("it ended and says: {reason}"), now_ms, out);
         } else if self.is_live(from) {
             self.suspect(from, &format!("it ended and says: {reason}"), out);
         }

@@ -32,12 +32,15 @@
 //! `r + timeout + margin`, so all others go on later than the node has stopped if
 //!
 //! ```text
-//! margin >= 2 * heartbeat + timeout / 1000
+//! margin >= 2 * heartbeat + timeout / 1000 + stop
 //! ```
 //!
 //! One heartbeat is the interval at which the node looks at its clock, the other is what its thread
-//! may be late, and the last term is the drift of two clocks. The delay of messages is not in the
-//! inequality: late messages only end the right earlier. [`Config`] refuses a smaller margin.
+//! may be late, the third term is the drift of two clocks, and the last
+//! ([`STOP_MS`](crate::limits::STOP_MS)) is what it takes until no thread of the node can use a
+//! region any more: its program is told before. The delay of messages is not in the
+//! inequality: late messages only end the right earlier. [`Config`] refuses a smaller margin. A node
+//! that says itself that it has ended is removed after the margin, since its memory may take that long.
 //!
 //! Every step looks at the clock before it looks at the event. So a node that was stopped and
 //! resumes finds out that it is out before it acts on anything; it needs no message for that. What

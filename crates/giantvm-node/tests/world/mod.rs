@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use giantvm_node::control::{ControlMessage, MemberMessage};
+use giantvm_node::limits::STOP_MS;
 use giantvm_node::membership::{Action, Config, EndReason, Event, Membership, State};
 
 use dsm_core::types::{NodeId, NodeSet};
@@ -81,7 +82,7 @@ impl World {
     pub(crate) fn new(nodes: usize) -> Self {
         let mut world = Self {
             now_ms: 1_000,
-            margin_ms: 2 * UNIT_MS + 1,
+            margin_ms: 2 * UNIT_MS + 1 + STOP_MS,
             processes: Vec::new(),
             links: vec![vec![VecDeque::new(); nodes]; nodes],
             blocked: vec![vec![false; nodes]; nodes],

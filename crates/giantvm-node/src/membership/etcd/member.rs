@@ -24,6 +24,7 @@ impl EtcdMembership {
                 State::Running => self.state = State::Leaving { since_ms: now_ms },
                 State::Leaving { .. } | State::Ended { .. } => {}
             },
+            Event::Abandon => self.end(EndReason::Abandoned, out),
             Event::Etcd(said) => self.on_etcd(now_ms, said, out),
         }
     }

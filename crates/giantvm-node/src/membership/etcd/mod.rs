@@ -28,11 +28,11 @@
 //! request can't arrive before it was sent. The node's right to run ends at `s + lease - margin`, with
 //!
 //! ```text
-//! margin >= 2 * heartbeat + lease / 1000
+//! margin >= 2 * heartbeat + lease / 1000 + stop
 //! ```
 //!
 //! for the reasons given for the static machine: one heartbeat between two looks at the clock, one
-//! for a thread that is late, and the drift of two clocks. The delay of messages is not in the
+//! for a thread that is late, the drift of two clocks, and the time until the memory has ended. The delay of messages is not in the
 //! inequality. etcd's restarts and changes of leader only make leases longer. A leader that was
 //! deposed without knowing it could grant a renewal that the next leader does not know of; so a
 //! renewal counts only once a linearizable read, which begins after it was granted, is answered in
