@@ -136,7 +136,7 @@ def test_nodes_of_other_machines_are_not_started_here(tmp_path: Path) -> None:
     assert "start `python -m giantvm.node` for each node" in done.stderr
 
 
-LONG = "test=tsc count=100000000"
+LONG = "test=ipi count=100000000"
 
 
 class Running:
