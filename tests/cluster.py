@@ -58,6 +58,8 @@ class Site:
     """Things that one call leaves for the next."""
     lost: threading.Event = field(default_factory=threading.Event)
     """Set when the node is told of a loss."""
+    losses: list[Lost] = field(default_factory=list)
+    """What it was told."""
 
 
 class Answer:
@@ -284,9 +286,11 @@ def _serve(
     os.dup2(log, 2)
     os.close(log)
     told = threading.Event()
+    losses: list[Lost] = []
 
     def on_lost(lost: Lost) -> None:
         (directory / f"{name}.lost").write_text(lost.node)
+        losses.append(lost)
         told.set()
 
     try:
@@ -304,7 +308,7 @@ def _serve(
         link.send((0, False, error, traceback.format_exc()))
         return
     with joined:
-        site = Site(joined, directory, lost=told)
+        site = Site(joined, directory, lost=told, losses=losses)
         link.send((0, True, None, ""))
         while True:
             try:

@@ -19,7 +19,8 @@ import giantvm.cli
 from cluster import ANSWER_S, Cluster, NodeProcess, Site
 from etcd import Etcd
 from network import Network
-from test_lost_node import ends_as_stated, load
+from test_lost_node import load
+from test_lost_recovered import check_survivors, finds_out, keep_counting, open_load
 
 TIMEOUT_MS: Final = 3000
 RESTART_MS: Final = 10_000
@@ -154,27 +155,14 @@ def test_survivors_of_any_node_agree_on_the_epoch_and_the_reason(
             mend(way, victim, network)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_under_load_every_node_ends_as_stated(victim: int, etcd: Etcd) -> None:
-    with Cluster(timeout_ms=TIMEOUT_MS, etcd=etcd) as cluster:
-        load(cluster, victim)
-        cluster.nodes[victim].signal(signal.SIGKILL)
-        for node in cluster.nodes:
-            if node is not cluster.nodes[victim]:
-                ends_as_stated(node, cluster.nodes[victim].name)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("seed", range(100))
-def test_a_hundred_losses_at_random_moments(seed: int, network: Network) -> None:
+def lose_under_load(way: Way, victim: int, seed: int, network: Network, restarts: bool) -> None:
+    """The others go on with every byte that is left; etcd may restart meanwhile."""
     chance = random.Random(seed)
-    way: Way = chance.choice([kill, stop, cut, cut_from_etcd, cut_from_peers])
-    victim = chance.randrange(3)
-    restarts = seed == 0
     server = Etcd(network.address(SERVER), network.namespace(SERVER))
     timeout_ms = RESTART_MS if restarts else TIMEOUT_MS
     with server, Cluster(timeout_ms=timeout_ms, network=network, etcd=server) as cluster:
-        load(cluster, seed)
+        cluster.each(open_load)
+        answers = [node.begin(keep_counting, seed) for node in cluster.nodes]
         if restarts:
             server.kill()
             server.start()
@@ -183,15 +171,32 @@ def test_a_hundred_losses_at_random_moments(seed: int, network: Network) -> None
         lost.link.poll(0.05 + chance.random() * 0.2)
         way(cluster, victim)
         try:
-            for node in cluster.nodes:
-                if node is not lost:
-                    ends_as_stated(node, lost.name)
+            others = [index for index in range(3) if index != victim]
+            survivors = [cluster.nodes[index] for index in others]
+            check_survivors(survivors, lost, [answers[index] for index in others])
             if way is stop:
                 lost.signal(signal.SIGCONT)
             if way is not kill:
-                ends_as_stated(lost, lost.name)
+                finds_out(lost, answers[victim])
         finally:
             mend(way, victim, network)
+
+
+WAYS: Final = [kill, stop, cut, cut_from_etcd, cut_from_peers]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_survivors_go_on_with_what_is_left(seed: int, network: Network) -> None:
+    chance = random.Random(seed)
+    way = chance.choice(WAYS)
+    lose_under_load(way, chance.randrange(3), seed, network, restarts=seed == 0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", [kill, stop, cut])
+@pytest.mark.parametrize("seed", range(100))
+def test_a_hundred_losses_of_each_way(way: Way, seed: int, network: Network) -> None:
+    lose_under_load(way, random.Random(seed).randrange(3), seed, network, restarts=seed == 0)
 
 
 def test_etcd_may_restart_under_load(etcd: Etcd) -> None:

@@ -1,6 +1,8 @@
-"""A node is lost under load: every node ends in the stated way, and none hangs.
+"""A node is lost while all touch all of a region: all nodes end in the stated way, and none hangs.
 
-A node is killed, stopped or cut off; the number in a test's name is the seed of its choices.
+The others go on until they touch what was lost; or until the first of the list is lost, with which
+a cluster ends. A node is killed, stopped or cut off; the number in a test's name is the seed of its
+choices.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ PAGES = 4096
 HOT = 64
 TIMEOUT_MS = 1000
 LINE = re.compile(
-    r'giantvm: region "load" offset 0x[0-9a-f]+: lost with node (a|b|c) \(.+\)(; .+)?'
+    r'giantvm: region "load" offset 0x[0-9a-f]+: lost with node ([abc](?: or [abc])?) \(.+\)(; .+)?'
 )
 
 
@@ -81,18 +83,19 @@ def network() -> Iterator[Network]:
 
 
 def ends_as_stated(node: NodeProcess, losable: str) -> None:
-    """It ends with the stated status and one line, which names one of the nodes `losable`."""
+    """It ends with the stated status and one line, which names nodes that are `losable`."""
     assert node.wait() == EXIT_LOST, node.log()
     lines = [line for line in node.log().splitlines() if line.startswith("giantvm: region")]
     assert len(lines) == 1, node.log()
     found = LINE.fullmatch(lines[0])
     assert found is not None, lines[0]
-    assert found[1] in losable, lines[0]
+    names = found[1].split(" or ")
+    assert set(names) <= set(losable), lines[0]
     assert "old bytes" not in node.log()
     # The callback needs Python's lock, which the thread that waits for a page may hold: then the
     # process ends without it.
     told = node._log.parent / f"{node.name}.lost"
-    assert not told.exists() or told.read_text() in ("", found[1])
+    assert not told.exists() or told.read_text() in ("", *names)
 
 
 def lose_one(way: Way, victim: int, seed: int, network: Network | None) -> None:
@@ -104,13 +107,14 @@ def lose_one(way: Way, victim: int, seed: int, network: Network | None) -> None:
         others = [node for node in cluster.nodes if node is not lost]
         way(cluster, victim)
         for node in others:
-            ends_as_stated(node, lost.name)
+            # The one that ends first is lost to the other one.
+            ends_as_stated(node, "abc".replace(node.name, ""))
         if way is stop:
             # It learns that it is out, from its clock or from the silence that it wakes up to.
             lost.signal(signal.SIGCONT)
             ends_as_stated(lost, "abc")
         elif way is cut:
-            # It has lost the deciding node, or is that node and has lost the others.
+            # It has lost the deciding node, or is that node and goes on without the others.
             ends_as_stated(lost, "bc" if victim == 0 else "a")
 
 
@@ -133,8 +137,8 @@ def test_every_node_ends_with_one_line_and_the_stated_status(
     lose_one_of(way, victim, victim, request)
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_a_hundred_losses_at_random_moments(seed: int, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("seed", range(30))
+def test_losses_at_random_moments(seed: int, request: pytest.FixtureRequest) -> None:
     chance = random.Random(seed)
     way: Way = chance.choice([kill, stop, cut])
     lose_one_of(way, chance.randrange(3), seed, request)

@@ -26,6 +26,7 @@ from giantvm.errors import (
     ForkError,
     GuestFault,
     NodeLost,
+    PagesLost,
     TimeoutError,
     VmFailed,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "NodeLost",
     "NodeSpec",
     "Outcome",
+    "PagesLost",
     "Pio",
     "Region",
     "RegionStats",

@@ -165,6 +165,12 @@ class NativeRegion:
     def _stats_json(self) -> str:
         """What this node did for the region so far, as a JSON object; `RegionStats` reads it."""
 
+    def _lost(self) -> list[tuple[int, int]]:
+        """The ranges of bytes of which nothing is left after losses, each as first and end."""
+
+    def _restore(self, start: int, data: bytes) -> None:
+        """Gives lost pages new content, for all nodes; `ValueError` if one is not lost."""
+
     def _prefetch(self, start: int, stop: int) -> None:
         """Starts to fetch read-only copies of the pages of a range of bytes; does not wait."""
 

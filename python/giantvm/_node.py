@@ -33,6 +33,24 @@ class Lost:
     """Its place in the cluster's list."""
     reason: str
     """How this node knows."""
+    ended: bool
+    """Whether this node can't go on: its regions and locks have ended. It goes on otherwise."""
+    regions: dict[str, list[range]]
+    """Of each region, by its name, the ranges of bytes of which nothing is left, lowest first, also
+    after earlier losses. Empty where all has ended."""
+
+    @classmethod
+    def _of(
+        cls,
+        node: str,
+        index: int,
+        reason: str,
+        ended: bool,
+        regions: list[tuple[str, list[tuple[int, int]]]],
+    ) -> Lost:
+        """From what the native node says."""
+        ranges = {name: [range(*it) for it in lost] for name, lost in regions}
+        return cls(node, index, reason, ended, ranges)
 
 
 class Node:
@@ -43,9 +61,10 @@ class Node:
     to `timeout_s` seconds for them to start, in any order. Where etcd decides there is no list:
     give this node's `name`, where it is to `listen`, and its share of memory (default: 1 GiB).
 
-    `on_lost` is called, in a thread of its own, when a node is lost: the cluster's regions end
-    then, and this process ends when it touches memory that it can't vouch for. `insecure` allows
-    addresses that other machines can reach.
+    `on_lost` is called, in a thread of its own, when a node is lost. Where this node goes on (see
+    `Lost.ended`), all but the pages that nobody else had is still there; this process ends when it
+    touches one of those. Otherwise the cluster's regions end, and this process ends when it touches
+    memory that it can't vouch for. `insecure` allows addresses that other machines can reach.
 
     Raises `giantvm.ConfigError`, `giantvm.TimeoutError` if nodes are missing, and
     `giantvm.ClusterError` if the machine or another node refuses.
@@ -88,7 +107,7 @@ class Node:
             cluster.wait,
             insecure,
             milliseconds(timeout_s),
-            None if on_lost is None else lambda *what: on_lost(Lost(*what)),
+            None if on_lost is None else lambda *what: on_lost(Lost._of(*what)),
             list(cluster.etcd),
             cluster.node_count,
         )

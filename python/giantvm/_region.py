@@ -137,6 +137,34 @@ class Region(NativeRegion):
                     done += count
         return last - begin
 
+    def lost(self) -> list[range]:
+        """The ranges of bytes of which nothing is left since a node was lost, lowest first.
+
+        They are whole pages. Touching one ends this process; system calls on them raise `OSError`,
+        and `hold` raises `giantvm.PagesLost`.
+        """
+        return [range(first, end) for first, end in self._lost()]
+
+    def restore(
+        self, where: range, data: bytes | bytearray | memoryview | npt.NDArray[Any]
+    ) -> None:
+        """Gives a range of lost bytes the content `data`: from then on all nodes find it there.
+
+        `where` is one of `lost()`, or a part of one that begins and ends with pages. Waits while a
+        loss is being dealt with.
+
+        Raises `ValueError` if part of it is not lost (any more: another node may have been faster)
+        or the lengths differ, and `MemoryError` if the nodes have no room. The message says how
+        much has the content all the same.
+        """
+        given = data.tobytes() if isinstance(data, np.ndarray) else bytes(data)
+        if where.step != 1 or len(where) != len(given):
+            raise ValueError(f"{len(given)} bytes for {where}: give as many, and a range of step 1")
+        self._check(where.start, where.stop)
+        if where.start % PAGE_SIZE or where.stop % PAGE_SIZE:
+            raise ValueError(f"{where} are not whole pages of {PAGE_SIZE} bytes")
+        self._restore(where.start, given)
+
     def prefetch(self, start: int = 0, stop: int | None = None) -> None:
         """Starts to fetch the pages of bytes `start` to `stop` for reading, and returns at once.
 
@@ -168,8 +196,9 @@ class Region(NativeRegion):
         nodes whose status says `user-mode-only`, every system call. Other nodes wait meanwhile, so
         hold few pages, briefly: number and time are bounded.
 
-        Raises `giantvm.TimeoutError` if the pages do not all come within `timeout_s` seconds, and
-        `ValueError` if they are more than may be held at once.
+        Raises `giantvm.TimeoutError` if the pages do not all come within `timeout_s` seconds,
+        `giantvm.PagesLost` if one was lost with a node, and `ValueError` if they are more than may
+        be held at once.
         """
         if mode not in ("r", "w"):
             raise ValueError(f"mode {mode!r}: use 'r' or 'w'")

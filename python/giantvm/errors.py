@@ -12,6 +12,7 @@ __all__ = [
     "ForkError",
     "GuestFault",
     "NodeLost",
+    "PagesLost",
     "TimeoutError",
     "VmFailed",
 ]
@@ -30,7 +31,11 @@ class ClusterError(Error):
 
 
 class NodeLost(ClusterError):
-    """A node of the cluster was lost, and the cluster's regions ended with it."""
+    """A node was lost, and this one can't go on without it, or is itself the one that is out."""
+
+
+class PagesLost(ClusterError):
+    """A page was lost with the node that had it; `Region.lost` lists such pages."""
 
 
 class BarrierBroken(ClusterError):

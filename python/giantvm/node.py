@@ -81,7 +81,7 @@ def _run(
         insecure=options.insecure,
         timeout_s=options.timeout,
         # The native node says on stderr who is lost, and why.
-        on_lost=lambda _: lost.set(),
+        on_lost=lambda what: lost.set() if what.ended else None,
     ) as node:
         _log.info("node %s joined %s in epoch %d", node.name, config.name, node.epoch)
         if program is not None:

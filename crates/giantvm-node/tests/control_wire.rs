@@ -59,13 +59,22 @@ fn member() -> impl Strategy<Value = MemberMessage> {
 fn region() -> impl Strategy<Value = RegionMessage> {
     let id = || any::<u32>().prop_map(RegionId);
     prop_oneof![
-        (any::<u64>(), option::of(id()), "[a-zä]{1,100}", any::<u64>(), any::<bool>()).prop_map(
-            |(ticket, region, name, bytes, overcommit)| RegionMessage::Create {
+        (any::<u64>(), "[a-zä]{1,100}", any::<u64>(), any::<bool>(), any::<bool>()).prop_map(
+            |(ticket, name, bytes, overcommit, recover)| RegionMessage::Create {
                 ticket,
+                name,
+                bytes,
+                overcommit,
+                recover
+            }
+        ),
+        (id(), "[a-zä]{1,100}", any::<u64>(), any::<bool>(), any::<u16>()).prop_map(
+            |(region, name, bytes, recover, gone)| RegionMessage::Open {
                 region,
                 name,
                 bytes,
-                overcommit
+                recover,
+                gone
             }
         ),
         (any::<u64>(), id()).prop_map(|(ticket, region)| RegionMessage::Created { ticket, region }),
@@ -128,7 +137,6 @@ fn error() -> impl Strategy<Value = SyncError> {
         number().prop_map(|limit| SyncError::QueueFull { limit }),
         number().prop_map(|limit| SyncError::TooManyTickets { limit }),
         Just(SyncError::DuplicateTicket),
-        node().prop_map(|node| SyncError::HomeLeft { node }),
         (node(), any::<u16>()).prop_map(|(node, epoch)| SyncError::BarrierBroken { node, epoch }),
         node().prop_map(|node| SyncError::ValueLost { node }),
         Just(SyncError::NotHome),
@@ -229,10 +237,10 @@ fn bounds_of_texts_are_kept() {
     for len in [0, NAME_BYTES_MAX + 1] {
         let create = ControlMessage::Region(RegionMessage::Create {
             ticket: 0,
-            region: None,
             name: "a".repeat(len),
             bytes: 4096,
             overcommit: false,
+            recover: true,
         });
         let refused = Err(DecodeError::Length { field: "name", len });
         assert_eq!(ControlMessage::decode(&create.encode()), refused);

@@ -255,7 +255,7 @@ fn the_node_with_the_regions_may_leave_first() {
     assert_eq!((nodes[1].lost(), nodes[2].lost()), (None, None));
     let patience = Patience::new(Some(LONG), &|| false);
     let error = nodes[1].region("late", Some(4096), false, &patience).err().unwrap();
-    let text = "node a, which places regions and their blocks, has left";
+    let text = "node a, which places regions and their blocks, is gone";
     assert_eq!(error.to_string(), text);
     for node in &nodes[1..] {
         node.close(true, &Patience::FOREVER).unwrap();

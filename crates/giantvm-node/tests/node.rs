@@ -5,11 +5,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use dsm_core::engine::WaitMode;
+use dsm_core::engine::{HoldError, WaitMode};
 use dsm_core::types::{Access, NodeSet};
-use giantvm_node::node::{Node, NodeConfig, NodeError, NodeSpec, Patience, Region, query_status};
+use giantvm_node::node::{
+    Loss, Node, NodeConfig, NodeError, NodeSpec, Patience, Region, query_status,
+};
 use giantvm_node::sync::{Outcome, SyncName, SyncOp, home_of};
 
 /// A folder of its own, removed with its contents at the end.
@@ -53,14 +56,21 @@ impl Drop for Folder {
 
 /// Starts all nodes, the last of the list first, and runs `work` on each in a thread of its own.
 fn on_all(nodes: usize, work: impl Fn(Arc<Node>) + Sync) {
+    on_all_told(nodes, |node, _| work(node));
+}
+
+/// As [`on_all`], with what each node is told of losses.
+fn on_all_told(nodes: usize, work: impl Fn(Arc<Node>, Receiver<Loss>) + Sync) {
     let folder = Folder::new();
     std::thread::scope(|scope| {
         for me in (0..nodes).rev() {
             let config = folder.config(nodes, me);
             let work = &work;
             scope.spawn(move || {
-                let node = Node::start(config, None, &Patience::FOREVER).unwrap();
-                work(Arc::new(node));
+                let (told, losses) = mpsc::channel();
+                let told = move |loss: &Loss| _ = told.send(loss.clone());
+                let node = Node::start(config, Some(Arc::new(told)), &Patience::FOREVER).unwrap();
+                work(Arc::new(node), losses);
             });
         }
     });
@@ -141,20 +151,39 @@ fn a_wait_that_times_out_holds_nothing() {
 }
 
 #[test]
-fn a_node_that_goes_without_a_word_is_lost_to_the_others() {
-    on_all(3, |node| {
+fn others_go_on_without_a_node_that_goes_although_they_use_regions() {
+    on_all_told(3, |node, losses| {
+        let region = node.region("r", Some(3 << 21), false, &Patience::FOREVER).unwrap();
+        // What each node's own range begins with; of the second node's, the third has a copy.
+        let own = node.index() * (2 << 20) / 8;
+        word(&region, own).store(node.index() as u64 + 1, Ordering::SeqCst);
+        node.sync("b", SyncOp::BarrierWait { parties: 3 }, &Patience::FOREVER).unwrap();
+        if node.index() == 2 {
+            assert_eq!(word(&region, (2 << 20) / 8).load(Ordering::SeqCst), 2);
+        }
         node.sync("b", SyncOp::BarrierWait { parties: 3 }, &Patience::FOREVER).unwrap();
         if node.index() == 1 {
-            // Others use regions by now, so its leaving is a loss.
-            node.region("r", Some(1 << 20), false, &Patience::FOREVER).unwrap();
+            // Nobody else has this page, nor may know of it.
+            word(&region, (2 << 20) / 8 + 512).store(7, Ordering::SeqCst);
             node.close(true, &Patience::FOREVER).unwrap();
             return;
         }
-        let result = node.sync("never", SyncOp::BarrierWait { parties: 3 }, &Patience::FOREVER);
-        let Err(NodeError::Lost(lost)) = result else { panic!("{result:?}") };
-        assert_eq!(lost.node, "n1");
-        let region = node.region("other", Some(4096), false, &Patience::FOREVER);
-        assert!(matches!(region, Err(NodeError::Lost(_))));
+        let loss = losses.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!((loss.lost.node.as_str(), loss.ended), ("n1", false));
+        let second = (2 << 20) + 4096..(2 << 20) + 8192;
+        assert!(loss.ranges["r"].iter().any(|it| it.start <= second.start && second.end <= it.end));
+        assert_eq!(loss.ranges["r"], region.lost().unwrap());
+        assert_eq!(node.lost(), None);
+        for (index, value) in [(0, 1), (2 << 20, 2), (4 << 20, 3)] {
+            assert_eq!(word(&region, index / 8).load(Ordering::SeqCst), value);
+        }
+        let held = region.hold(second, Access::Read, Duration::from_secs(60));
+        assert_eq!(held, Err(NodeError::Hold(HoldError::Lost)));
+        // And what begins after it is theirs.
+        let region = node.region("new", Some(2 << 20), false, &Patience::FOREVER).unwrap();
+        word(&region, 512 * node.index()).store(5, Ordering::SeqCst);
+        assert_eq!(region.lost().unwrap(), []);
+        node.close(false, &Patience::FOREVER).unwrap();
     });
 }
 
@@ -227,7 +256,7 @@ fn regions_that_do_not_fit_are_refused_with_figures() {
 }
 
 #[test]
-fn a_lock_whose_home_has_left_is_an_error_and_no_wait() {
+fn a_lock_whose_home_has_left_moves_and_stays_held() {
     let away = (0..)
         .map(|number| format!("lock {number}"))
         .find(|name| {
@@ -241,12 +270,18 @@ fn a_lock_whose_home_has_left_is_an_error_and_no_wait() {
             node.close(true, &Patience::FOREVER).unwrap();
             return;
         }
-        // Held by this node, so that it waits when the home leaves.
-        node.sync(&away, SyncOp::MutexLock, &Patience::FOREVER).unwrap();
+        let (holder, _) = node.sync(&away, SyncOp::MutexLock, &Patience::FOREVER).unwrap();
         node.sync("b", SyncOp::BarrierWait { parties: 2 }, &Patience::FOREVER).unwrap();
-        for _ in 0..2 {
-            let result = node.sync(&away, SyncOp::MutexLock, &Patience::FOREVER);
-            assert!(matches!(result, Err(NodeError::HomeLeft { .. })), "{result:?}");
-        }
+        std::thread::scope(|scope| {
+            // It waits when the home leaves, or after that: the lock is held either way.
+            let next = scope.spawn(|| node.sync(&away, SyncOp::MutexLock, &Patience::FOREVER));
+            while node.epoch() < 2 {
+                std::thread::yield_now();
+            }
+            let tried = node.sync(&away, SyncOp::MutexTryLock, &Patience::FOREVER);
+            assert!(matches!(tried, Ok((_, Outcome::Busy))), "{tried:?}");
+            node.sync(&away, SyncOp::MutexUnlock { holder }, &Patience::FOREVER).unwrap();
+            assert!(matches!(next.join().unwrap(), Ok((_, Outcome::Granted))));
+        });
     });
 }

@@ -1,6 +1,6 @@
 //! Errors of the node as Python's exceptions.
 
-use dsm_core::engine::HoldError;
+use dsm_core::engine::{HoldError, RestoreError};
 use giantvm_node::node::NodeError;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyValueError};
 use pyo3::{PyErr, import_exception};
@@ -12,6 +12,7 @@ import_exception!(giantvm.errors, ConfigError);
 import_exception!(giantvm.errors, CounterLost);
 import_exception!(giantvm.errors, ForkError);
 import_exception!(giantvm.errors, NodeLost);
+import_exception!(giantvm.errors, PagesLost);
 import_exception!(giantvm.errors, TimeoutError);
 
 /// The exception for `error`.
@@ -30,7 +31,6 @@ pub(crate) fn to_python(error: NodeError) -> PyErr {
         NodeError::Interrupted => PyKeyboardInterrupt::new_err(()),
         NodeError::BarrierBroken { .. } => BarrierBroken::new_err(text),
         NodeError::ValueLost { .. } => CounterLost::new_err(text),
-        NodeError::HomeLeft { .. } => ClusterError::new_err(text),
         NodeError::Sync { .. } | NodeError::Name { .. } => PyValueError::new_err(text),
         // The directory refuses what contradicts an earlier request, or what does not fit.
         NodeError::Region { reason } if reason.contains("exists with") => {
@@ -38,6 +38,9 @@ pub(crate) fn to_python(error: NodeError) -> PyErr {
         }
         NodeError::Region { .. } => ClusterError::new_err(text),
         NodeError::NoRoom { .. } => PyMemoryError::new_err(text),
+        NodeError::Hold(HoldError::Lost) => PagesLost::new_err(text),
+        NodeError::Restore(RestoreError::Full { .. }) => PyMemoryError::new_err(text),
+        NodeError::Restore(_) => PyValueError::new_err(text),
         NodeError::Hold(_) => PyValueError::new_err(text),
     }
 }

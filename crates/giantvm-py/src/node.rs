@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dsm_core::engine::WaitMode;
 use giantvm_node::node::{
-    EtcdConfig, Lost, LostCallback, Node, NodeConfig, NodeError, NodeSpec, Patience, Region,
+    EtcdConfig, Loss, Lost, LostCallback, Node, NodeConfig, NodeError, NodeSpec, Patience, Region,
 };
 use giantvm_node::sync::{EVERY_NODE, Outcome, SyncError, SyncOp};
 use pyo3::exceptions::{PyBufferError, PyValueError};
@@ -102,12 +102,18 @@ fn wait_mode(name: &str) -> PyResult<WaitMode> {
 }
 
 fn callback(on_lost: Py<PyAny>) -> Arc<LostCallback> {
-    let call = move |py: Python<'_>, lost: &Lost| {
-        if let Err(error) = on_lost.call1(py, (&lost.node, lost.index, &lost.reason)) {
+    let call = move |py: Python<'_>, loss: &Loss| {
+        let Lost { node, index, reason } = &loss.lost;
+        let ranges: Vec<(&str, Vec<(u64, u64)>)> = loss
+            .ranges
+            .iter()
+            .map(|(name, lost)| (name.as_str(), lost.iter().map(|it| (it.start, it.end)).collect()))
+            .collect();
+        if let Err(error) = on_lost.call1(py, (node, index, reason, loss.ended, ranges)) {
             error.write_unraisable(py, Some(on_lost.bind(py)));
         }
     };
-    Arc::new(move |lost: &Lost| exit::call_python(|| Python::attach(|py| call(py, lost))))
+    Arc::new(move |loss: &Loss| exit::call_python(|| Python::attach(|py| call(py, loss))))
 }
 
 #[pymethods]

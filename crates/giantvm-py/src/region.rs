@@ -149,6 +149,18 @@ impl NativeRegion {
         py.detach(|| region.stats_json()).map_err(to_python)
     }
 
+    /// Ranges of bytes, each as first and end.
+    fn _lost(&self, py: Python<'_>) -> PyResult<Vec<(u64, u64)>> {
+        let region = self.region()?;
+        let lost = py.detach(|| region.lost()).map_err(to_python)?;
+        Ok(lost.into_iter().map(|range| (range.start, range.end)).collect())
+    }
+
+    fn _restore(&self, py: Python<'_>, start: u64, data: &[u8]) -> PyResult<()> {
+        let region = self.region()?;
+        py.detach(|| region.restore(start, data)).map_err(to_python)
+    }
+
     fn _prefetch(&self, start: u64, stop: u64) -> PyResult<()> {
         self.region()?.prefetch(start..stop);
         Ok(())

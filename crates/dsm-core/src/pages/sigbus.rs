@@ -86,7 +86,7 @@ struct Slot {
 }
 
 /// The line about a lost region, but for the offset. Immutable once published, and leaked: a
-/// handler may be reading it at any time. One per lost region, a few hundred bytes.
+/// handler may be reading it at any time. One per region and loss, a few hundred bytes.
 #[derive(Debug)]
 struct Notice {
     addresses: Range<usize>,
@@ -128,7 +128,7 @@ impl Registration {
     }
 
     /// From now on a `SIGBUS` in the region ends the process, with a line that names `node` and
-    /// `reason`. To be called before pages are poisoned; of several calls the first counts.
+    /// `reason`. To be called before pages are poisoned; of several calls the last counts.
     pub fn mark_lost(&self, node: &str, reason: &str) {
         let (name, node, reason) = (clean(&self.name), clean(node), clean(reason));
         let notice = Box::into_raw(Box::new(Notice {
@@ -136,16 +136,8 @@ impl Registration {
             prefix: format!("giantvm: region \"{name}\" offset 0x"),
             suffix: format!(": lost with node {node} ({reason}); see docs/operations.md\n"),
         }));
-        let published = self.slot.notice.compare_exchange(
-            ptr::null_mut(),
-            notice,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
-        if published.is_err() {
-            // SAFETY: the pointer comes from `Box::into_raw` above and nobody else has seen it.
-            drop(unsafe { Box::from_raw(notice) });
-        }
+        // The handler may be reading the one before.
+        self.slot.notice.store(notice, Ordering::Release);
     }
 }
 

@@ -110,18 +110,31 @@ pub enum Change {
 /// What nodes say about regions.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum RegionMessage {
-    /// Asks for a region, or orders one that was asked for.
+    /// To the first node: asks for a region.
     Create {
-        /// The number of the request at the node that asked first; answers repeat it.
+        /// The number of the request at the sender; answers repeat it.
         ticket: u64,
-        /// The region's number; none in a request to the deciding node, which chooses it.
-        region: Option<RegionId>,
         /// The region's name: 1 to 200 bytes.
         name: String,
         /// Its length.
         bytes: u64,
         /// Opens it even if the nodes together can't hold it.
         overcommit: bool,
+        /// It goes on when a node is lost.
+        recover: bool,
+    },
+    /// From the first node: orders a region, which all nodes open.
+    Open {
+        /// The region's number, which answers have as ticket.
+        region: RegionId,
+        /// The region's name: 1 to 200 bytes.
+        name: String,
+        /// Its length.
+        bytes: u64,
+        /// It goes on when a node is lost.
+        recover: bool,
+        /// How many nodes the sender knows to be gone: all must open it after the same losses.
+        gone: u16,
     },
     /// The region exists at the sender.
     Created {
@@ -183,6 +196,7 @@ mod kind {
     pub(super) const REGION_CLOSE: u8 = 19;
     pub(super) const REGION_ALLOCATE: u8 = 20;
     pub(super) const REGION_ALLOCATED: u8 = 21;
+    pub(super) const REGION_OPEN: u8 = 22;
     pub(super) const SYNC_REQUEST: u8 = 32;
     pub(super) const SYNC_REPLY: u8 = 33;
     pub(super) const SYNC_REPORT: u8 = 34;
@@ -228,7 +242,7 @@ impl ControlMessage {
             kind::SYNC_REQUEST => Self::SyncRequest(SyncRequest::read(&mut from)?),
             kind::SYNC_REPLY => Self::SyncReply(SyncReply::read(&mut from)?),
             kind::SYNC_REPORT => Self::SyncReport(SyncReport::read(&mut from)?),
-            kind @ kind::REGION_CREATE..=kind::REGION_ALLOCATED => {
+            kind @ kind::REGION_CREATE..=kind::REGION_OPEN => {
                 Self::Region(RegionMessage::read(kind, &mut from)?)
             }
             kind => Self::Member(MemberMessage::read(kind, &mut from)?),
@@ -337,16 +351,21 @@ impl Change {
 impl RegionMessage {
     fn write(&self, to: &mut Writer) {
         match self {
-            Self::Create { ticket, region, name, bytes, overcommit } => {
+            Self::Create { ticket, name, bytes, overcommit, recover } => {
                 to.u8(kind::REGION_CREATE);
                 to.u64(*ticket);
-                to.bool(region.is_some());
-                if let Some(RegionId(number)) = region {
-                    to.u32(*number);
-                }
                 to.text(name);
                 to.u64(*bytes);
                 to.bool(*overcommit);
+                to.bool(*recover);
+            }
+            Self::Open { region, name, bytes, recover, gone } => {
+                to.u8(kind::REGION_OPEN);
+                to.u32(region.0);
+                to.text(name);
+                to.u64(*bytes);
+                to.bool(*recover);
+                to.u16(*gone);
             }
             Self::Created { ticket, region } => {
                 to.u8(kind::REGION_CREATED);
@@ -382,13 +401,17 @@ impl RegionMessage {
         Ok(match kind {
             kind::REGION_CREATE => Self::Create {
                 ticket: from.u64("ticket")?,
-                region: match from.bool("region")? {
-                    true => Some(RegionId(from.u32("region")?)),
-                    false => None,
-                },
                 name: read_region_name(from)?,
                 bytes: from.u64("bytes")?,
                 overcommit: from.bool("overcommit")?,
+                recover: from.bool("recover")?,
+            },
+            kind::REGION_OPEN => Self::Open {
+                region: RegionId(from.u32("region")?),
+                name: read_region_name(from)?,
+                bytes: from.u64("bytes")?,
+                recover: from.bool("recover")?,
+                gone: from.u16("gone")?,
             },
             kind::REGION_CREATED => {
                 Self::Created { ticket: from.u64("ticket")?, region: RegionId(from.u32("region")?) }

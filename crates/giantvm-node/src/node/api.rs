@@ -1,35 +1,29 @@
 //! A node, as programs use it.
 
 use std::any::Any;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dsm_core::engine::{
-    Engine, EngineEvent, Flushed, HoldError, Nudge, Observer, Pace, PageTables, RegionStats,
-};
-use dsm_core::pages::RegionMemory;
+use dsm_core::engine::{Engine, EngineEvent, HoldError, RestoreError};
 use dsm_core::report::chain;
 use dsm_core::transport::{Listener, Stream};
-use dsm_core::types::{Access, NodeId, PAGE_SIZE, Page, RegionId, ThreadId};
+use dsm_core::types::NodeId;
 
 use super::config::{Checked, NodeConfig};
 use super::driver::{
     Driver, Inbox, OpenRegion, RegionReply, Setup, Shared, StopVm, ToDriver, VmStatus, lock, now_ms,
 };
 use super::lost::{Lost, LostCallback};
-use super::regions::NO_ROOM;
+use super::region::Region;
 use super::{dialer, etcd, status};
 use crate::limits::NAME_BYTES_MAX;
 use crate::membership::etcd::EtcdMembership;
 use crate::membership::{ConfigError, Machine, Membership};
 use crate::sync::{EVERY_NODE, Outcome, SyncError, SyncName, SyncOp};
 
-/// How often a page table comes back unchanged before it is walk-shared: once may be by chance.
-const UNCHANGED: u8 = 2;
 /// How often a waiting call looks whether its caller was interrupted.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a cancelled wait may take to end; reached only if a home does not answer, and is not
@@ -70,7 +64,7 @@ pub enum NodeError {
         /// Why.
         reason: String,
     },
-    /// A node is lost, and with it the cluster's regions and locks.
+    /// A node is lost, and this one can't go on without it.
     #[error("node {} is lost: {}", .0.node, .0.reason)]
     Lost(Lost),
     /// The node was closed.
@@ -92,14 +86,6 @@ pub enum NodeError {
         name: String,
         /// Why.
         error: SyncError,
-    },
-    /// The home of a lock, barrier or counter has left, and the object with it.
-    #[error("{name}: node {node}, which kept it, has left")]
-    HomeLeft {
-        /// The object.
-        name: String,
-        /// The home.
-        node: String,
     },
     /// A node was lost while some waited at a barrier.
     #[error(
@@ -144,6 +130,9 @@ pub enum NodeError {
     /// Pages can't be held.
     #[error("{0}")]
     Hold(HoldError),
+    /// Lost pages can't get new content.
+    #[error("{0}")]
+    Restore(RestoreError),
     /// Nobody answers at an address.
     #[error("{reason}")]
     Unreachable {
@@ -229,7 +218,7 @@ impl Impatience {
 pub struct Node {
     config: Arc<NodeConfig>,
     me: NodeId,
-    engine: Arc<Engine>,
+    pub(super) engine: Arc<Engine>,
     shared: Arc<Shared>,
     inbox: Inbox,
     tickets: AtomicU64,
@@ -241,8 +230,9 @@ pub struct Node {
 impl Node {
     /// Starts a node and waits until the whole cluster is connected.
     ///
-    /// `on_lost` is called once, on a thread of its own, when a node is lost, before accesses to
-    /// lost memory end the process, but for 200 ms at most.
+    /// `on_lost` is called on a thread of its own when a node is lost: after regions have settled, where
+    /// this node goes on; where it can't, before accesses to lost memory end the process, but for 200 ms
+    /// at most.
     ///
     /// # Errors
     ///
@@ -382,7 +372,7 @@ impl Node {
         lock(&self.shared.status).epoch
     }
 
-    /// The lost node, if there is one.
+    /// The lost node that this one can't go on without, if there is one.
     pub fn lost(&self) -> Option<Lost> {
         lock(&self.shared.lost).clone()
     }
@@ -406,17 +396,39 @@ impl Node {
         overcommit: bool,
         patience: &Patience<'_>,
     ) -> Result<Region, NodeError> {
+        self.open_region(name, bytes, overcommit, true, patience)
+    }
+
+    /// As [`Node::region`], for a region that ends when a node is lost, and the cluster with it.
+    pub(crate) fn frail_region(
+        self: &Arc<Self>,
+        name: &str,
+        bytes: u64,
+        overcommit: bool,
+        patience: &Patience<'_>,
+    ) -> Result<Region, NodeError> {
+        self.open_region(name, Some(bytes), overcommit, false, patience)
+    }
+
+    fn open_region(
+        self: &Arc<Self>,
+        name: &str,
+        bytes: Option<u64>,
+        overcommit: bool,
+        recover: bool,
+        patience: &Patience<'_>,
+    ) -> Result<Region, NodeError> {
         check_name(name)?;
         self.ask_regions(&format!("region \"{name}\""), patience, |ticket, reply| {
             let (name, bytes) = (name.to_owned(), bytes.unwrap_or(0));
-            ToDriver::Open { ticket, name, bytes, overcommit, reply }
+            ToDriver::Open { ticket, name, bytes, overcommit, recover, reply }
         })?;
         let open = lock(&self.shared.regions).get(name).cloned();
         let OpenRegion { region, memory } = open.ok_or(NodeError::Closed)?;
-        Ok(Region { node: Arc::clone(self), region, memory })
+        Ok(Region::new(Arc::clone(self), region, memory))
     }
 
-    fn ask_regions(
+    pub(super) fn ask_regions(
         &self,
         what: &str,
         patience: &Patience<'_>,
@@ -438,7 +450,7 @@ impl Node {
     }
 
     /// Why the control thread does not answer.
-    fn gone(&self) -> NodeError {
+    pub(super) fn gone(&self) -> NodeError {
         self.lost().map_or(NodeError::Closed, NodeError::Lost)
     }
 
@@ -546,7 +558,6 @@ impl Node {
     ) -> Result<(u64, Outcome), NodeError> {
         match answer {
             Some(Ok(outcome)) => Ok((ticket, outcome)),
-            Some(Err(SyncError::HomeLeft { .. })) if self.lost().is_some() => Err(self.gone()),
             Some(Err(error)) => Err(self.sync_error(name.into(), error)),
             None => Err(self.gone()),
         }
@@ -555,7 +566,6 @@ impl Node {
     /// `error`, with nodes by name.
     fn sync_error(&self, name: String, error: SyncError) -> NodeError {
         match error {
-            SyncError::HomeLeft { node } => NodeError::HomeLeft { name, node: self.name_of(node) },
             SyncError::BarrierBroken { node, .. } => {
                 NodeError::BarrierBroken { name, node: self.name_of(node) }
             }
@@ -603,7 +613,7 @@ impl Node {
             self.inbox.send(ToDriver::Closing);
             result = self.meet_to_close(patience);
         }
-        self.inbox.send(ToDriver::Leave);
+        self.inbox.send(ToDriver::Leave { abandon });
         self.shared.stop_dialing.store(true, Ordering::Relaxed);
         if driver.join().is_err() {
             log::error!("the control thread has panicked");
@@ -627,7 +637,7 @@ impl Drop for Node {
     }
 }
 
-fn check_name(name: &str) -> Result<(), NodeError> {
+pub(super) fn check_name(name: &str) -> Result<(), NodeError> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
         let what = format!(
             "a name has 1 to {NAME_BYTES_MAX} bytes and no control characters, {name:?} does not"
@@ -635,162 +645,4 @@ fn check_name(name: &str) -> Result<(), NodeError> {
         return Err(NodeError::Name { what });
     }
     Ok(())
-}
-
-/// A region that this node has open. Its memory stays mapped as long as a handle lives.
-#[derive(Clone)]
-pub struct Region {
-    node: Arc<Node>,
-    region: RegionId,
-    memory: Arc<RegionMemory>,
-}
-
-impl Region {
-    /// The region's name.
-    pub fn name(&self) -> &str {
-        self.memory.name()
-    }
-
-    /// Its size in bytes.
-    pub fn bytes(&self) -> u64 {
-        self.memory.pages() * PAGE_SIZE as u64
-    }
-
-    pub(crate) fn shared_memory(&self) -> Arc<RegionMemory> {
-        Arc::clone(&self.memory)
-    }
-
-    /// Its memory: what [`RegionMemory::view`] says may be read and written at any time.
-    pub fn memory(&self) -> &RegionMemory {
-        &self.memory
-    }
-
-    /// Offset of the named block, the same on all nodes; the first to ask places it.
-    ///
-    /// # Errors
-    ///
-    /// [`NodeError::Region`] if the block exists with another size or alignment,
-    /// [`NodeError::NoRoom`].
-    pub fn allocate(
-        &self,
-        name: &str,
-        bytes: u64,
-        align: u64,
-        patience: &Patience<'_>,
-    ) -> RegionReply {
-        check_name(name)?;
-        let region = self.region;
-        let result =
-            self.node.ask_regions(&format!("block \"{name}\""), patience, |ticket, reply| {
-                ToDriver::Allocate { ticket, region, name: name.to_owned(), bytes, align, reply }
-            });
-        match result {
-            Err(NodeError::Region { reason }) if reason.starts_with(NO_ROOM) => {
-                Err(NodeError::NoRoom { reason })
-            }
-            result => result,
-        }
-    }
-
-    /// The region is a guest's memory, used by vCPUs: what keeps pages together for them takes
-    /// longer, and nothing that moves pages may wait for a vCPU that has the processor.
-    /// `nudge` finds out whether a vCPU, given by its thread, is halted.
-    pub(crate) fn serve_vcpus(&self, nudge: Arc<dyn Nudge>) {
-        self.node.engine.set_pace(self.region, Pace::vcpus(), Some(nudge));
-        self.node.engine.outrank();
-    }
-
-    /// Has the guest's page tables be walk-shared, once they came back unchanged so often. Says whether
-    /// they will be: all nodes must have been asked before any uses the region.
-    pub(crate) fn share_walked(&self, tables: &Arc<dyn PageTables>) -> bool {
-        let shares = self.node.engine.share_walked(self.region, UNCHANGED, tables);
-        shares.unwrap_or(false)
-    }
-
-    /// What tells other nodes of this one's stores to walk-shared pages.
-    pub(crate) fn flusher(&self) -> Flusher {
-        Flusher { engine: Arc::clone(&self.node.engine), region: self.region }
-    }
-
-    /// Has `observer` told of the region's faults and pages on this node.
-    pub(crate) fn observe(&self, observer: Observer) {
-        self.node.engine.observe(self.region, Some(observer));
-    }
-
-    /// What its memory did on this node.
-    ///
-    /// # Errors
-    ///
-    /// [`NodeError::Closed`].
-    pub fn stats(&self) -> Result<RegionStats, NodeError> {
-        self.node.engine.stats(self.region).map_err(|_| NodeError::Closed)
-    }
-
-    /// [`Region::stats`] as a JSON object.
-    ///
-    /// # Errors
-    ///
-    /// [`NodeError::Closed`].
-    pub fn stats_json(&self) -> Result<String, NodeError> {
-        Ok(status::render_stats(&self.stats()?).to_string())
-    }
-
-    /// Asks for copies of the pages of a range of bytes, without waiting.
-    pub fn prefetch(&self, bytes: Range<u64>) {
-        self.node.engine.prefetch(self.region, pages(bytes));
-    }
-
-    /// Switches fault-around: off for random access, on otherwise.
-    pub fn set_fault_around(&self, on: bool) {
-        self.node.engine.set_fault_around(self.region, on);
-    }
-
-    /// Fetches the pages of a range of bytes and keeps them here until [`Region::release`], or for
-    /// ten seconds at most.
-    ///
-    /// # Errors
-    ///
-    /// [`NodeError::Hold`].
-    pub fn hold(
-        &self,
-        bytes: Range<u64>,
-        access: Access,
-        timeout: Duration,
-    ) -> Result<ThreadId, NodeError> {
-        let hold = self.node.engine.hold(self.region, pages(bytes), access, timeout);
-        match hold {
-            Ok(hold) => Ok(hold.into_id()),
-            Err(HoldError::Ended) => Err(self.node.gone()),
-            Err(error) => Err(NodeError::Hold(error)),
-        }
-    }
-
-    /// Ends a hold, once.
-    pub fn release(&self, hold: ThreadId) {
-        self.node.engine.release(self.region, hold);
-    }
-}
-
-/// Tells other nodes of this one's stores to the walk-shared pages of a region.
-pub(crate) struct Flusher {
-    engine: Arc<Engine>,
-    region: RegionId,
-}
-
-impl Flusher {
-    /// Whether there may be stores to tell of.
-    pub(crate) fn must_flush(&self) -> bool {
-        self.engine.must_flush()
-    }
-
-    /// Calls `then` when what this thread stored, or saw of what other threads here did, is in force
-    /// everywhere; in the order of the calls. Returns at once.
-    pub(crate) fn flush(&self, then: Flushed) {
-        self.engine.flush(self.region, then);
-    }
-}
-
-/// The pages that contain a range of bytes.
-fn pages(bytes: Range<u64>) -> Range<Page> {
-    Page(bytes.start / PAGE_SIZE as u64)..Page(bytes.end.div_ceil(PAGE_SIZE as u64))
 }

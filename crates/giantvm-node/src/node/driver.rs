@@ -1,5 +1,7 @@
 //! The control thread: one loop over connections, commands and the clock.
 
+mod connect;
+mod losses;
 mod objects;
 
 use std::any::Any;
@@ -12,32 +14,24 @@ use std::time::{Duration, Instant};
 
 use dsm_core::engine::{Engine, EngineEvent};
 use dsm_core::pages::RegionMemory;
-use dsm_core::report::chain;
-use dsm_core::transport::{
-    Incoming, Interest, Listener, Options, Progress, Received, Reject, Stream, Transport,
-};
+use dsm_core::transport::{Incoming, Listener, Stream};
 use dsm_core::types::{NodeId, RegionId};
-use dsm_core::wire::{Channel, Hello, Identity, Kind};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::time::{ClockId, clock_gettime};
 
+use self::losses::Losses;
 use super::api::NodeError;
 use super::config::NodeConfig;
 use super::dialer::Connected;
 use super::etcd::Order;
-use super::links::{CONTROL_KIND, Link, Links, Source};
-use super::lost::{Lost, LostCallback, Registrations, end_regions};
+use super::links::{Link, Links, Source};
+use super::lost::{Lost, LostCallback, Registrations, Teller, end_regions};
 use super::outrank;
 use super::regions::Directory;
 use super::status::Status;
 use crate::control::{ControlMessage, MemberMessage, RegionMessage};
 use crate::membership::{Action, EndReason, Event, Machine, Said, State};
 use crate::sync::{Outcome, SyncClient, SyncError, SyncHome, SyncName, SyncOp, ToHome};
-
-/// Callers whose handshake is under way at a time; more wait in the kernel's queue.
-const INCOMING_MAX: usize = 256;
-/// How long a caller may take for its handshake.
-const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// Answers a thread of the application; it may be gone.
 pub(super) type Reply<T> = SyncSender<T>;
@@ -66,6 +60,7 @@ pub(super) enum ToDriver {
         name: String,
         bytes: u64,
         overcommit: bool,
+        recover: bool,
         reply: Reply<RegionReply>,
     },
     Allocate {
@@ -86,7 +81,11 @@ pub(super) enum ToDriver {
     },
     /// The program is about to close: other nodes may leave from now on.
     Closing,
-    Leave,
+    /// Leave, and don't wait for others.
+    Leave {
+        /// Others may use what this node has.
+        abandon: bool,
+    },
 }
 
 /// Whom to tell the end of a request about locks, barriers and counters.
@@ -185,8 +184,12 @@ pub(super) struct Driver {
     started: bool,
     closing: bool,
     someone_left: bool,
-    /// The node with the directory of regions is no member any more.
-    directory_left: bool,
+    /// This node waits for nothing any more.
+    leaving: bool,
+    /// The node with the directory of regions, once it is gone.
+    directory_gone: Option<NodeId>,
+    losses: Losses,
+    teller: Teller,
     ended: bool,
 }
 
@@ -202,6 +205,7 @@ impl Driver {
         links.watch(setup.inbox.wake.as_fd(), Source::Commands, false)?;
         links.watch(setup.listener.fd(), Source::Listener, false)?;
         let deciding = setup.me.index() == 0;
+        let teller = Teller::new(setup.on_lost.clone());
         let directory =
             deciding.then(|| Directory::new(setup.config.nodes.clone(), setup.config.workers));
         let nodes = setup.config.nodes.len();
@@ -219,7 +223,10 @@ impl Driver {
             started: false,
             closing: false,
             someone_left: false,
-            directory_left: false,
+            leaving: false,
+            directory_gone: None,
+            losses: Losses::default(),
+            teller,
             ended: false,
         })
     }
@@ -304,9 +311,9 @@ impl Driver {
                 self.started = true;
                 let _ = self.setup.started.try_send(Ok(()));
             }
-            Action::PeerLost { node, reason } => self.end_with(self.lost(node, reason)),
+            Action::PeerLost { node, reason } => self.peer_lost(node, reason),
             Action::PeerLeft { node } => self.peer_left(node),
-            Action::NewEpoch { epoch, members } => log::info!("epoch {epoch}: {members:?}"),
+            Action::NewEpoch { epoch, members } => self.new_epoch(epoch, members),
             Action::Propose(proposal) => self.order(Order::Propose(proposal)),
             Action::Ended { reason } => self.end(reason),
         }
@@ -318,42 +325,22 @@ impl Driver {
         }
     }
 
+    /// A node left. What it kept is recovered as after a loss, when the epoch without it begins.
     fn peer_left(&mut self, node: NodeId) {
-        self.sync_left(node);
         self.setup.engine.detach(node);
-        if let Some(directory) = &mut self.directory {
-            let refusals = directory.node_left(node);
-            self.send_regions(refusals);
-        }
         self.someone_left = true;
-        if node.index() == 0 {
-            self.directory_left = true;
-            for (_, reply) in std::mem::take(&mut self.region_replies) {
-                let _ = reply.try_send(Err(self.no_directory()));
-            }
-        }
         if self.closing {
             // Nobody meets any more; what this node waits for at its end is over.
             self.sync.drop_open();
-        }
-        let uses_regions = !lock(&self.setup.shared.regions).is_empty();
-        if uses_regions && !self.closing {
-            let reason = "it left while regions were in use".into();
-            self.end_with(self.lost(node, reason));
-        }
-    }
-
-    fn no_directory(&self) -> NodeError {
-        let first = self.setup.config.nodes.first().map_or("", |spec| &spec.name);
-        NodeError::Region {
-            reason: format!("node {first}, which places regions and their blocks, has left"),
+        } else if self.losses.is_frail() {
+            self.end_with(self.lost(node, EndReason::Abandoned.to_string()));
         }
     }
 
     fn end(&mut self, reason: EndReason) {
         self.ended = true;
         let _ = self.setup.started.try_send(Err(NodeError::Join { reason: reason.to_string() }));
-        if reason != EndReason::Left {
+        if !matches!(reason, EndReason::Left | EndReason::Abandoned) {
             self.end_with(self.lost(self.culprit(&reason), reason.to_string()));
         }
         self.fail_all(&NodeError::Closed);
@@ -420,174 +407,6 @@ impl Driver {
         status.missing = verdict.missing;
     }
 
-    // Connections.
-
-    fn identity(&self) -> Identity {
-        let epoch = self.setup.membership.verdict().epoch;
-        self.setup.config.identity(self.setup.me, self.setup.incarnation, epoch)
-    }
-
-    fn accept(&mut self) {
-        while self.incoming.len() < INCOMING_MAX {
-            match self.setup.listener.accept(Instant::now() + HANDSHAKE) {
-                Ok(Some(incoming)) => {
-                    self.last_incoming = self.last_incoming.wrapping_add(1);
-                    let number = self.last_incoming;
-                    let source = Source::Incoming(number);
-                    if self.links.watch(incoming.fd(), source, false).is_ok() {
-                        self.incoming.insert(number, incoming);
-                        self.shake_hands(number);
-                    }
-                }
-                Ok(None) => return,
-                Err(error) => {
-                    log::warn!("can't accept a connection: {error}");
-                    return;
-                }
-            }
-        }
-    }
-
-    fn shake_hands(&mut self, number: u32) {
-        let Some(incoming) = self.incoming.remove(&number) else { return };
-        self.links.unwatch(incoming.fd());
-        let local = self.identity();
-        let mut admit = |hello: &Hello| self.admit(hello);
-        match incoming.drive(&local, Options::default(), &mut admit) {
-            Ok(Progress::Pending(incoming)) => {
-                let writable = incoming.interest() == Interest::Writable;
-                let source = Source::Incoming(number);
-                if self.links.watch(incoming.fd(), source, writable).is_ok() {
-                    self.incoming.insert(number, incoming);
-                }
-            }
-            Ok(Progress::Done(stream, hello)) => self.connected(hello, stream),
-            Err(error) => log::warn!("{}", chain(&error)),
-        }
-    }
-
-    fn admit(&self, hello: &Hello) -> Result<(), String> {
-        if hello.channel == Channel::Status {
-            return Ok(());
-        }
-        let node = hello.from.node;
-        let known = self.links.by_peer.get(&node).map(|link| link.incarnation);
-        if self.started && known != Some(hello.from.incarnation.0) {
-            let name = self.name(node);
-            return Err(format!("the cluster runs already, with another process as node {name}"));
-        }
-        if node.index() < self.setup.me.index() {
-            return Err("earlier nodes of the list are called, they don't call".into());
-        }
-        Ok(())
-    }
-
-    fn expire_incoming(&mut self) {
-        let now = Instant::now();
-        let late: Vec<u32> = self
-            .incoming
-            .iter()
-            .filter(|(_, incoming)| incoming.deadline() <= now)
-            .map(|(&number, _)| number)
-            .collect();
-        for number in late {
-            self.shake_hands(number);
-        }
-    }
-
-    fn connected(&mut self, hello: Hello, stream: Stream) {
-        let (peer, incarnation) = (hello.from.node, hello.from.incarnation.0);
-        if hello.channel == Channel::Status {
-            return self.tell_status(stream);
-        }
-        let known = self.links.by_peer.get(&peer).map(|link| link.incarnation);
-        if known.is_some_and(|known| known != incarnation) {
-            self.disconnected(peer, "the node was started again".into());
-        }
-        let link = self.links.by_peer.entry(peer).or_insert_with(|| Link::new(incarnation));
-        match hello.channel {
-            Channel::Control => link.control = Some(stream),
-            Channel::Worker(worker) => {
-                link.workers.insert(worker);
-                self.worker_streams.insert((peer, worker), stream);
-            }
-            Channel::Vm => {
-                link.has_vm = true;
-                link.vm = Some(stream);
-            }
-            Channel::Status => return,
-        }
-        if link.is_complete(self.setup.config.workers) && !link.announced {
-            link.announced = true;
-            self.announce(peer, incarnation);
-        }
-    }
-
-    fn announce(&mut self, peer: NodeId, incarnation: u64) {
-        for worker in 0..self.setup.config.workers {
-            if let Some(stream) = self.worker_streams.remove(&(peer, worker as u8))
-                && let Err(error) = self.setup.engine.attach(worker, peer, Box::new(stream))
-            {
-                log::error!("can't use the connection to {}: {error}", self.name(peer));
-            }
-        }
-        let watched = self.links.by_peer.get(&peer).and_then(|link| link.control.as_ref());
-        if let Some(stream) = watched
-            && let Err(error) = self.links.watch(stream.fd(), Source::Link(peer), false)
-        {
-            return self.disconnected(peer, error.to_string());
-        }
-        self.step(Event::Connected { node: peer, incarnation });
-    }
-
-    /// The connections to `peer` are of no use any more. What it said last was read before: it may
-    /// be why.
-    fn disconnected(&mut self, peer: NodeId, why: String) {
-        if let Some(incarnation) = self.forget(peer) {
-            self.step(Event::Disconnected { node: peer, incarnation, why });
-        }
-    }
-
-    fn forget(&mut self, peer: NodeId) -> Option<u64> {
-        self.worker_streams.retain(|&(node, _), _| node != peer);
-        self.setup.engine.detach(peer);
-        self.links.remove(peer)
-    }
-
-    fn drop_failed(&mut self) {
-        for (peer, reason) in self.links.take_failed() {
-            self.read(peer);
-            self.disconnected(peer, reason);
-        }
-    }
-
-    fn read(&mut self, peer: NodeId) {
-        let Some(stream) = self.links.by_peer.get_mut(&peer).and_then(|l| l.control.as_mut())
-        else {
-            return;
-        };
-        let mut messages = Vec::new();
-        let result = stream.receive(&mut |header, body, _| {
-            let Kind::Control(kind) = header.kind() else {
-                return Err(Reject("a page message on the control connection".into()));
-            };
-            if kind.code() != CONTROL_KIND {
-                return Err(Reject(format!("unknown control frame {:#x}", kind.code())));
-            }
-            let message = ControlMessage::decode(body).map_err(|e| Reject(e.to_string()))?;
-            messages.push(message);
-            Ok(())
-        });
-        for message in messages {
-            self.handle(peer, message);
-        }
-        match result {
-            Ok(Received::Closed) => self.disconnected(peer, "it closed the connection".into()),
-            Ok(_) => {}
-            Err(error) => self.disconnected(peer, chain(&error)),
-        }
-    }
-
     fn handle(&mut self, from: NodeId, message: ControlMessage) {
         match message {
             ControlMessage::Member(message) => self.step(Event::Message { from, message }),
@@ -595,16 +414,6 @@ impl Driver {
             ControlMessage::SyncRequest(request) => self.at_home(from, ToHome::Request(request)),
             ControlMessage::SyncReport(report) => self.at_home(from, ToHome::Report(report)),
             ControlMessage::SyncReply(reply) => self.deliver(from, &reply),
-        }
-    }
-
-    fn tell_status(&self, stream: Stream) {
-        let (config, me) = (Arc::clone(&self.setup.config), self.setup.me);
-        let (engine, shared) = (Arc::clone(&self.setup.engine), Arc::clone(&self.setup.shared));
-        let tell = move || super::status::tell(stream, &config, me, &engine, &shared);
-        // Statistics come from the workers, for which this thread does not wait.
-        if let Err(error) = std::thread::Builder::new().name("gvm-status".into()).spawn(tell) {
-            log::warn!("can't answer a status query: {error}");
         }
     }
 
@@ -641,18 +450,21 @@ impl Driver {
                 self.end_with(self.lost(self.setup.me, reason));
             }
             ToDriver::Engine(EngineEvent::MemoryFull { region }) => self.memory_full(region),
-            // Regions end with a loss: nothing recovers.
-            ToDriver::Engine(EngineEvent::Recovered { .. }) => {}
+            ToDriver::Engine(EngineEvent::Recovered { region, epoch, lost }) => {
+                self.recovered(region, epoch, lost);
+            }
             ToDriver::Etcd(said) => self.step(Event::Etcd(said)),
             ToDriver::Sync { ticket, name, op, reply } => self.sync(ticket, name, op, reply),
             ToDriver::GiveUpSync { ticket } => {
                 let output = self.sync.give_up(ticket);
                 self.sync_output(output);
             }
-            ToDriver::Open { ticket, name, bytes, overcommit, reply } => {
+            ToDriver::Open { ticket, name, bytes, overcommit, recover, reply } => {
+                if !recover {
+                    self.become_frail();
+                }
                 if self.expect(ticket, reply) {
-                    let region = None;
-                    let ask = RegionMessage::Create { ticket, region, name, bytes, overcommit };
+                    let ask = RegionMessage::Create { ticket, name, bytes, overcommit, recover };
                     self.ask_directory(ask);
                 }
             }
@@ -676,7 +488,7 @@ impl Driver {
                 let _ = reply.try_send((0..nodes).map(take).collect());
             }
             ToDriver::Closing => self.closing = true,
-            ToDriver::Leave => self.step(Event::LeaveRequested),
+            ToDriver::Leave { abandon } => self.leave(abandon),
         }
     }
 
@@ -706,13 +518,31 @@ impl Driver {
         self.setup.engine.give_up(region);
     }
 
+    /// This node goes. With regions, whoever still uses them takes it for lost, and goes on when no thread
+    /// here can use them.
+    fn leave(&mut self, abandon: bool) {
+        self.leaving = true;
+        let in_use = !lock(&self.setup.shared.regions).is_empty() && !self.losses.is_frail();
+        if !abandon || !in_use || lock(&self.setup.shared.lost).is_some() {
+            return self.step(Event::LeaveRequested);
+        }
+        let (me, reason) = (self.name(self.setup.me), EndReason::Abandoned.to_string());
+        for registration in lock(&self.setup.shared.registrations).iter() {
+            registration.mark_lost(&me, &reason);
+        }
+        if let Err(error) = self.setup.engine.end() {
+            log::error!("can't end the regions: {error}");
+        }
+        self.step(Event::Abandon);
+    }
+
     fn expect(&mut self, ticket: u64, reply: Reply<RegionReply>) -> bool {
         if let Some(lost) = lock(&self.setup.shared.lost).clone() {
             let _ = reply.try_send(Err(NodeError::Lost(lost)));
             return false;
         }
-        if self.directory_left {
-            let _ = reply.try_send(Err(self.no_directory()));
+        if let Some(first) = self.directory_gone {
+            let _ = reply.try_send(Err(self.no_directory(first)));
             return false;
         }
         self.region_replies.insert(ticket, reply);

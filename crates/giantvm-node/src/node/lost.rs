@@ -1,13 +1,17 @@
-//! The end of a cluster: in a defined way, on every survivor.
+//! What a program is told of losses; and the end of a cluster, in a defined way, on every survivor.
 
-use std::sync::mpsc;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dsm_core::engine::Engine;
 use dsm_core::pages::sigbus::Registration;
 
-/// A node is gone, and the cluster's regions with it.
+use crate::limits::CALLBACK_MS;
+
+/// A node that was lost.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lost {
     /// Name of the node; this node's own if it is the one that is out.
@@ -18,12 +22,54 @@ pub struct Lost {
     pub reason: String,
 }
 
-/// Called once, on a thread of its own, before the first access to lost memory ends the process.
-pub type LostCallback = dyn Fn(&Lost) + Send + Sync;
+/// What a program is told of a loss.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Loss {
+    /// Who is lost, and why.
+    pub lost: Lost,
+    /// Whether this node can't go on: its regions and locks end.
+    pub ended: bool,
+    /// Of each region, the ranges of bytes of which nothing is left, also after earlier losses, lowest
+    /// first. Empty where all has ended.
+    pub ranges: BTreeMap<String, Vec<Range<u64>>>,
+}
 
-/// How long the program's callback may take before waiting accesses end all the same. The thread
-/// that the callback needs may be the one that waits.
-const GRACE: Duration = Duration::from_millis(200);
+/// Called on a thread of its own. Where the node goes on: after each loss, once regions have settled.
+/// Where it does not: once, before the first access to lost memory ends the process.
+pub type LostCallback = dyn Fn(&Loss) + Send + Sync;
+
+/// How long the program's callback may take before waiting accesses end all the same.
+const GRACE: Duration = Duration::from_millis(CALLBACK_MS);
+
+/// Tells the program of losses that its node outlives, one after the other.
+pub(super) struct Teller {
+    callback: Option<Arc<LostCallback>>,
+    losses: Option<Sender<Loss>>,
+}
+
+impl Teller {
+    pub(super) fn new(callback: Option<Arc<LostCallback>>) -> Self {
+        Self { callback, losses: None }
+    }
+
+    /// Has the program be told, soon.
+    pub(super) fn tell(&mut self, loss: Loss) {
+        let Some(callback) = &self.callback else { return };
+        let sender = self.losses.get_or_insert_with(|| start_telling(Arc::clone(callback)));
+        if sender.send(loss).is_err() {
+            log::error!("can't tell the program of a loss: no thread for its callback");
+        }
+    }
+}
+
+/// The thread ends with the sender.
+fn start_telling(callback: Arc<LostCallback>) -> Sender<Loss> {
+    let (sender, losses) = mpsc::channel::<Loss>();
+    let tell = move || losses.iter().for_each(|loss| callback(&loss));
+    // Where there is no thread, sending fails.
+    let _ = std::thread::Builder::new().name("gvm-on-loss".into()).spawn(tell);
+    sender
+}
 
 /// The ranges of memory that a signal handler speaks for.
 pub(super) type Registrations = Arc<Mutex<Vec<Registration>>>;
@@ -42,7 +88,7 @@ pub(super) fn end_regions(
             let (done, returned) = mpsc::channel();
             let told = lost.clone();
             let spawned = std::thread::Builder::new().name("gvm-on-lost".into()).spawn(move || {
-                callback(&told);
+                callback(&Loss { lost: told, ended: true, ranges: BTreeMap::new() });
                 let _ = done.send(());
             });
             if spawned.is_ok() {

@@ -13,15 +13,17 @@ mod driver;
 mod etcd;
 mod links;
 mod lost;
+mod region;
 mod regions;
 mod status;
 
-pub(crate) use api::Flusher;
-pub use api::{Node, NodeError, Patience, Region};
+pub use api::{Node, NodeError, Patience};
 pub use config::{NodeConfig, NodeSpec};
 pub(crate) use driver::lock;
 pub use etcd::{EtcdConfig, query_nodes};
-pub use lost::{Lost, LostCallback};
+pub use lost::{Loss, Lost, LostCallback};
+pub(crate) use region::Flusher;
+pub use region::Region;
 pub use status::query_status;
 
 /// Puts this thread before all of ordinary priority; where the process may not, it does without.

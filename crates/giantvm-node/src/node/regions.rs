@@ -26,6 +26,8 @@ struct Entry {
     bytes: u64,
     /// Does not count against what the nodes give.
     overcommit: bool,
+    /// Goes on when a node is lost.
+    recover: bool,
     /// Nodes that have not opened it yet.
     missing: NodeSet,
     askers: Vec<Asker>,
@@ -48,8 +50,18 @@ pub(super) struct Directory {
     /// Askers for regions that nobody has given a size yet.
     awaited: BTreeMap<String, Vec<Asker>>,
     last: u32,
-    /// A node that has left.
-    gone: Option<String>,
+    /// Nodes that were lost or left.
+    gone: NodeSet,
+}
+
+/// What a region is to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) name: &'a str,
+    /// 0: as another node says.
+    pub(super) bytes: u64,
+    pub(super) overcommit: bool,
+    pub(super) recover: bool,
 }
 
 impl Directory {
@@ -61,19 +73,18 @@ impl Directory {
             regions: BTreeMap::new(),
             awaited: BTreeMap::new(),
             last: 0,
-            gone: None,
+            gone: NodeSet::EMPTY,
         }
     }
 
-    /// `from` asks for the region `name`; without `bytes` (0), for one that another node creates.
+    /// `from` asks for a region; without a size, for one that another node creates.
     pub(super) fn create(
         &mut self,
         from: NodeId,
         ticket: u64,
-        name: &str,
-        bytes: u64,
-        overcommit: bool,
+        wanted: Wanted<'_>,
     ) -> Vec<Addressed> {
+        let Wanted { name, bytes, overcommit, recover } = wanted;
         let asker = (from, ticket);
         if let Some(entry) = self.regions.get_mut(name) {
             if bytes != 0 && bytes != entry.bytes {
@@ -93,41 +104,63 @@ impl Directory {
             self.awaited.entry(name.into()).or_default().push(asker);
             return Vec::new();
         }
-        if let Err(reason) = self.check_new(name, bytes, overcommit) {
+        if let Err(reason) = self.check_new(wanted) {
             return vec![refused(asker, reason)];
         }
-        self.last += 1;
-        let region = RegionId(self.last);
         let mut askers = self.awaited.remove(name).unwrap_or_default();
         askers.push(asker);
-        let all: NodeSet = (0..self.nodes.len()).filter_map(NodeId::new).collect();
         let entry = Entry {
-            region,
+            region: RegionId(0),
             bytes,
             overcommit,
-            missing: all,
+            recover,
+            missing: NodeSet::EMPTY,
             askers,
             blocks: BTreeMap::new(),
             next_offset: 0,
         };
         self.regions.insert(name.into(), entry);
-        let order = RegionMessage::Create {
-            ticket: u64::from(region.0),
-            region: Some(region),
-            name: name.into(),
-            bytes,
-            overcommit,
-        };
-        all.iter().map(|node| (node, order.clone())).collect()
+        self.order(name)
     }
 
-    fn check_new(&self, name: &str, bytes: u64, overcommit: bool) -> Result<(), String> {
+    /// Has all nodes that are left open the region `name`, under a number of its own.
+    fn order(&mut self, name: &str) -> Vec<Addressed> {
+        let there = self.there();
+        let Some(entry) = self.regions.get_mut(name) else { return Vec::new() };
+        self.last += 1;
+        (entry.region, entry.missing) = (RegionId(self.last), there);
+        let order = RegionMessage::Open {
+            region: entry.region,
+            name: name.into(),
+            bytes: entry.bytes,
+            recover: entry.recover,
+            gone: self.gone.len() as u16,
+        };
+        there.iter().map(|node| (node, order.clone())).collect()
+    }
+
+    /// The nodes that neither were lost nor left.
+    fn there(&self) -> NodeSet {
+        let all: NodeSet = (0..self.nodes.len()).filter_map(NodeId::new).collect();
+        all.minus(self.gone)
+    }
+
+    fn specs(&self, nodes: NodeSet) -> impl Iterator<Item = &NodeSpec> {
+        self.nodes.iter().enumerate().filter_map(move |(index, spec)| {
+            NodeId::new(index).is_some_and(|node| nodes.contains(node)).then_some(spec)
+        })
+    }
+
+    fn check_new(&self, wanted: Wanted<'_>) -> Result<(), String> {
+        let Wanted { name, bytes, overcommit, recover } = wanted;
         if !bytes.is_multiple_of(PAGE_SIZE as u64) {
             return Err(format!("region \"{name}\": {bytes} bytes is no multiple of {PAGE_SIZE}"));
         }
-        if let Some(gone) = &self.gone {
+        let gone: Vec<&str> = self.specs(self.gone).map(|spec| spec.name.as_str()).collect();
+        if !recover && !gone.is_empty() {
             return Err(format!(
-                "region \"{name}\" needs every node of the list, and {gone} has left the cluster"
+                "region \"{name}\" needs every node of the list, and {} is gone",
+                gone.join(", ")
             ));
         }
         if self.regions.len() >= self.regions_max {
@@ -138,11 +171,10 @@ impl Directory {
         }
         let counted = self.regions.values().filter(|entry| !entry.overcommit);
         let used: u128 = counted.map(|entry| u128::from(entry.bytes)).sum();
-        let room: u128 = self.nodes.iter().map(|node| u128::from(node.memory_bytes)).sum();
+        let room: u128 = self.specs(self.there()).map(|node| u128::from(node.memory_bytes)).sum();
         if !overcommit && used + u128::from(bytes) > room {
             let shares: Vec<String> = self
-                .nodes
-                .iter()
+                .specs(self.there())
                 .map(|node| format!("{} gives {}", node.name, node.memory_bytes))
                 .collect();
             return Err(format!(
@@ -179,19 +211,43 @@ impl Directory {
         let node = self.nodes.get(from.index()).map_or("?", |node| node.name.as_str());
         let reason = format!("node {node} can't open it: {reason}");
         let close = RegionMessage::Close { region: entry.region };
-        let all = (0..self.nodes.len()).filter_map(NodeId::new);
-        let mut out: Vec<Addressed> = all.map(|node| (node, close.clone())).collect();
+        let mut out: Vec<Addressed> =
+            self.there().iter().map(|node| (node, close.clone())).collect();
         out.extend(entry.askers.into_iter().map(|asker| refused(asker, reason.clone())));
         out
     }
 
-    /// `node` has left: no region can be opened any more, and those who wait for one learn it.
-    pub(super) fn node_left(&mut self, node: NodeId) -> Vec<Addressed> {
-        let name = self.nodes.get(node.index()).map_or("?", |node| node.name.as_str());
-        let reason = format!("node {name} has left the cluster");
-        self.gone = Some(name.to_owned());
-        let awaited = std::mem::take(&mut self.awaited).into_values().flatten();
-        awaited.map(|asker| refused(asker, reason.clone())).collect()
+    /// Nodes were lost or left. Who of them asked gets no answer, and regions that not all have opened
+    /// are opened anew by the others: all must open one after the same losses.
+    pub(super) fn nodes_gone(&mut self, nodes: NodeSet) -> Vec<Addressed> {
+        self.gone = self.gone.union(nodes);
+        let gone = self.gone;
+        for askers in self.awaited.values_mut() {
+            askers.retain(|(node, _)| !gone.contains(*node));
+        }
+        let mut out = Vec::new();
+        let mut again = Vec::new();
+        let there = self.there();
+        for (name, entry) in &mut self.regions {
+            entry.askers.retain(|(node, _)| !gone.contains(*node));
+            if !entry.missing.is_empty() {
+                let close = RegionMessage::Close { region: entry.region };
+                out.extend(there.iter().map(|node| (node, close.clone())));
+                again.push((name.clone(), entry.recover));
+            }
+        }
+        for (name, recover) in again {
+            if recover {
+                out.extend(self.order(&name));
+            } else if let Some(entry) = self.regions.remove(&name) {
+                let gone: Vec<&str> = self.specs(gone).map(|spec| spec.name.as_str()).collect();
+                let gone = gone.join(", ");
+                let reason =
+                    format!("region \"{name}\" needs every node of the list, and {gone} is gone");
+                out.extend(entry.askers.into_iter().map(|it| refused(it, reason.clone())));
+            }
+        }
+        out
     }
 
     /// Where the named block is; the first to ask places it.
@@ -274,49 +330,60 @@ mod tests {
         Directory::new(vec![spec("a"), spec("b")], 1)
     }
 
+    fn wanted(name: &str, bytes: u64) -> Wanted<'_> {
+        Wanted { name, bytes, overcommit: false, recover: true }
+    }
+
+    fn overcommitted(name: &str, bytes: u64) -> Wanted<'_> {
+        Wanted { overcommit: true, ..wanted(name, bytes) }
+    }
+
     #[test]
     fn a_region_is_there_when_all_nodes_have_opened_it() {
         let mut directory = directory();
         // The one that gives no size waits for the one that does.
-        assert_eq!(directory.create(node(1), 7, "r", 0, false), []);
-        let orders = directory.create(node(0), 3, "r", 8192, false);
+        assert_eq!(directory.create(node(1), 7, wanted("r", 0)), []);
+        let orders = directory.create(node(0), 3, wanted("r", 8192));
         assert_eq!(orders.len(), 2);
         let region = RegionId(1);
         assert_eq!(directory.opened(node(1), region), []);
         let answers = directory.opened(node(0), region);
         assert_eq!(answers, [created((node(1), 7), region), created((node(0), 3), region)]);
-        assert_eq!(directory.create(node(1), 8, "r", 8192, false), [created((node(1), 8), region)]);
-        let other = directory.create(node(1), 9, "r", 4096, false);
+        assert_eq!(
+            directory.create(node(1), 8, wanted("r", 8192)),
+            [created((node(1), 8), region)]
+        );
+        let other = directory.create(node(1), 9, wanted("r", 4096));
         assert!(matches!(&other[..], [(_, RegionMessage::Refused { ticket: 9, .. })]));
     }
 
     #[test]
     fn more_than_the_nodes_give_needs_overcommit() {
         let mut directory = directory();
-        let refusal = directory.create(node(0), 1, "r", 4 << 20, false);
+        let refusal = directory.create(node(0), 1, wanted("r", 4 << 20));
         let [(_, RegionMessage::Refused { reason, .. })] = &refusal[..] else { panic!() };
         assert!(reason.contains("a gives 1048576, b gives 1048576"), "{reason}");
-        assert_eq!(directory.create(node(0), 1, "r", 4 << 20, true).len(), 2);
+        assert_eq!(directory.create(node(0), 1, overcommitted("r", 4 << 20)).len(), 2);
     }
 
     #[test]
     fn a_node_that_cannot_open_a_region_closes_it_for_all() {
         let mut directory = directory();
-        directory.create(node(0), 1, "r", 4096, false);
+        directory.create(node(0), 1, wanted("r", 4096));
         directory.opened(node(0), RegionId(1));
         let answers = directory.failed(node(1), 1, "no memory");
         assert_eq!(answers.len(), 3);
         let Some((_, RegionMessage::Refused { reason, .. })) = answers.last() else { panic!() };
         assert_eq!(reason, "node b can't open it: no memory");
         // The name is free again.
-        assert_eq!(directory.create(node(0), 2, "r", 4096, false).len(), 2);
+        assert_eq!(directory.create(node(0), 2, wanted("r", 4096)).len(), 2);
     }
 
     #[test]
     fn overcommitted_regions_leave_room_for_others() {
         let mut directory = directory();
-        directory.create(node(0), 1, "huge", 1 << 40, true);
-        assert_eq!(directory.create(node(0), 2, "r", 1 << 20, false).len(), 2);
+        directory.create(node(0), 1, overcommitted("huge", 1 << 40));
+        assert_eq!(directory.create(node(0), 2, wanted("r", 1 << 20)).len(), 2);
     }
 
     #[test]
@@ -324,26 +391,55 @@ mod tests {
         let Directory { nodes, .. } = directory();
         let mut directory = Directory::new(nodes, 64);
         let refused = (0..64).position(|number| {
-            let out = directory.create(node(0), number, &format!("r{number}"), 4096, false);
+            let out = directory.create(node(0), number, wanted(&format!("r{number}"), 4096));
             matches!(out[..], [(_, RegionMessage::Refused { .. })])
         });
         assert_eq!(refused, Some(MAPPINGS_MAX / 65));
     }
 
     #[test]
-    fn who_waits_for_a_region_learns_that_a_node_has_left() {
+    fn a_region_that_not_all_have_opened_is_opened_anew_by_those_that_are_left() {
         let mut directory = directory();
-        assert_eq!(directory.create(node(0), 1, "r", 0, false), []);
-        let refusals = directory.node_left(node(1));
-        assert_eq!(refusals, [refused((node(0), 1), "node b has left the cluster".into())]);
-        let late = directory.create(node(0), 2, "r", 4096, false);
-        assert!(matches!(&late[..], [(_, RegionMessage::Refused { ticket: 2, .. })]));
+        directory.create(node(1), 7, wanted("r", 4096));
+        directory.create(node(0), 3, wanted("r", 4096));
+        assert_eq!(directory.opened(node(0), RegionId(1)), []);
+        let out = directory.nodes_gone(NodeSet::only(node(1)));
+        let close = RegionMessage::Close { region: RegionId(1) };
+        let name = || "r".to_owned();
+        let open = RegionMessage::Open {
+            region: RegionId(2),
+            name: name(),
+            bytes: 4096,
+            recover: true,
+            gone: 1,
+        };
+        assert_eq!(out, [(node(0), close), (node(0), open)]);
+        // What is said of the number before counts no more, and who is gone gets no answer.
+        assert_eq!(directory.opened(node(0), RegionId(1)), []);
+        assert_eq!(directory.opened(node(0), RegionId(2)), [created((node(0), 3), RegionId(2))]);
+    }
+
+    #[test]
+    fn regions_after_a_loss_have_the_room_of_those_that_are_left() {
+        let mut directory = directory();
+        assert_eq!(directory.create(node(0), 1, wanted("awaited", 0)), []);
+        assert_eq!(directory.nodes_gone(NodeSet::only(node(1))), []);
+        let refusal = directory.create(node(0), 2, wanted("r", 2 << 20));
+        let [(_, RegionMessage::Refused { reason, .. })] = &refusal[..] else { panic!() };
+        assert!(reason.contains("give 1048576 (a gives 1048576)"), "{reason}");
+        let machine = Wanted { recover: false, ..wanted("vm:x", 4096) };
+        let refusal = directory.create(node(0), 3, machine);
+        let [(_, RegionMessage::Refused { reason, .. })] = &refusal[..] else { panic!() };
+        assert!(reason.contains("needs every node of the list, and b is gone"), "{reason}");
+        assert_eq!(directory.create(node(0), 4, wanted("awaited", 4096)).len(), 1);
+        let both = [created((node(0), 1), RegionId(1)), created((node(0), 4), RegionId(1))];
+        assert_eq!(directory.opened(node(0), RegionId(1)), both);
     }
 
     #[test]
     fn blocks_are_aligned_and_the_same_for_all() {
         let mut directory = directory();
-        directory.create(node(0), 1, "r", 1 << 14, false);
+        directory.create(node(0), 1, wanted("r", 1 << 14));
         let mut place = |from, name: &str, bytes, align| {
             directory.allocate(node(from), 5, RegionId(1), name, bytes, align).1
         };

@@ -49,11 +49,10 @@ pub enum ToHome {
 pub struct SyncClient<R> {
     /// How many nodes the cluster's list has.
     nodes: usize,
-    left: NodeSet,
     lost: NodeSet,
     /// How many nodes are lost.
     epoch: u16,
-    /// By ticket. Their homes are neither lost nor left.
+    /// By ticket. Their homes are not lost.
     open: BTreeMap<u64, Open<R>>,
     /// By the ticket that locked.
     held: BTreeMap<u64, Hold>,
@@ -72,14 +71,7 @@ struct Open<R> {
 impl<R> SyncClient<R> {
     /// Nothing is asked yet, in a cluster whose list has `nodes` nodes.
     pub fn new(nodes: usize) -> Self {
-        Self {
-            nodes,
-            left: NodeSet::EMPTY,
-            lost: NodeSet::EMPTY,
-            epoch: 0,
-            open: BTreeMap::new(),
-            held: BTreeMap::new(),
-        }
+        Self { nodes, lost: NodeSet::EMPTY, epoch: 0, open: BTreeMap::new(), held: BTreeMap::new() }
     }
 
     /// How many requests are open.
@@ -195,17 +187,6 @@ impl<R> SyncClient<R> {
         out
     }
 
-    /// `node` left of its own will, and the objects whose home it is end.
-    pub fn node_left(&mut self, node: NodeId) -> Vec<ClientOutput<R>> {
-        self.left.insert(node);
-        let (nodes, lost) = (self.nodes, self.lost);
-        let is_home = |name: &SyncName| home_of(name, nodes, lost) == Some(node);
-        self.held.retain(|_, hold| !is_home(&hold.name));
-        let ended = self.open.extract_if(.., |_, open| is_home(&open.name));
-        let error = Err(SyncError::HomeLeft { node });
-        ended.filter_map(|(_, open)| answer(open.reply_to, error)).collect()
-    }
-
     /// Forgets what is open, without answers.
     pub fn drop_open(&mut self) {
         self.open.clear();
@@ -296,12 +277,9 @@ impl<R> SyncClient<R> {
         }
     }
 
-    /// Sends a request to its home, or ends it at once if that has left.
+    /// Sends a request to its home.
     fn send(&mut self, ticket: u64, open: Open<R>) -> Option<ClientOutput<R>> {
         let home = home_of(&open.name, self.nodes, self.lost)?;
-        if self.left.contains(home) {
-            return answer(open.reply_to, Err(SyncError::HomeLeft { node: home }));
-        }
         let (name, op) = (open.name.clone(), open.op);
         let request = SyncRequest { ticket, epoch: self.epoch, name, op };
         self.open.insert(ticket, open);

@@ -24,8 +24,6 @@ pub struct SyncHome {
     /// How many nodes the cluster's list has.
     nodes: usize,
     objects: Objects,
-    /// Nodes that left: what they sent before is void, as is what lost ones sent.
-    left: NodeSet,
     lost: NodeSet,
     /// How many nodes are lost.
     epoch: u16,
@@ -55,7 +53,6 @@ impl SyncHome {
             me,
             nodes,
             objects: Objects::new(),
-            left: NodeSet::EMPTY,
             lost: NodeSet::EMPTY,
             epoch: 0,
             losses: vec![NodeSet::EMPTY],
@@ -84,7 +81,7 @@ impl SyncHome {
     /// Answers a request of `from`: with replies to it, and to others that it sets free.
     pub fn request(&mut self, from: NodeId, request: SyncRequest) -> Vec<Addressed> {
         let mut out = Vec::new();
-        if !self.is_gone(from) {
+        if !self.lost.contains(from) {
             self.take(from, request, &mut out);
         }
         out
@@ -93,7 +90,7 @@ impl SyncHome {
     /// Takes in which moved locks `from` holds.
     pub fn report(&mut self, from: NodeId, report: SyncReport) -> Vec<Addressed> {
         let mut out = Vec::new();
-        if self.is_gone(from) {
+        if self.lost.contains(from) {
             return out;
         }
         let Some(reports) = self.reports.get_mut(from.index()) else { return out };
@@ -127,25 +124,14 @@ impl SyncHome {
         }
         self.lost = lost;
         self.epoch = epoch;
-        self.forget(new, Some(self.broken()), &mut out);
+        self.forget(new, self.broken(), &mut out);
         self.losses.push(lost);
         self.rebuild();
         self.serve_waiting(&mut out);
         out
     }
 
-    /// `node` left of its own will: its waiters go, and what it still held is abandoned.
-    pub fn node_left(&mut self, node: NodeId) -> Vec<Addressed> {
-        let mut out = Vec::new();
-        self.left.insert(node);
-        self.forget(NodeSet::only(node), None, &mut out);
-        if self.rebuild() {
-            self.serve_waiting(&mut out);
-        }
-        out
-    }
-
-    fn forget(&mut self, gone: NodeSet, broken: Option<SyncError>, out: &mut Vec<Addressed>) {
+    fn forget(&mut self, gone: NodeSet, broken: SyncError, out: &mut Vec<Addressed>) {
         let (me, nodes) = (self.me, self.nodes);
         let is_moved = |name: &SyncName| home_of(name, nodes, NodeSet::EMPTY) != Some(me);
         self.objects.forget(gone, broken, is_moved, out);
@@ -158,10 +144,6 @@ impl SyncHome {
                 reports.holds.clear();
             }
         }
-    }
-
-    fn is_gone(&self, node: NodeId) -> bool {
-        self.left.contains(node) || self.lost.contains(node)
     }
 
     /// What is said of a meeting that a loss ended.
@@ -229,7 +211,8 @@ impl SyncHome {
     /// has told of a later loss, its report goes with that.
     fn rebuild(&mut self) -> bool {
         let is_complete = |(index, reports): (usize, &Reports)| {
-            reports.complete == self.epoch || NodeId::new(index).is_none_or(|it| self.is_gone(it))
+            reports.complete == self.epoch
+                || NodeId::new(index).is_none_or(|it| self.lost.contains(it))
         };
         if self.rebuilt == self.lost || !self.reports.iter().enumerate().all(is_complete) {
             return false;

@@ -326,12 +326,6 @@ pub enum SyncError {
     /// The ticket is already waiting or holding: an error in the requester.
     #[error("the ticket is already in use at the home node")]
     DuplicateTicket,
-    /// The object's home left of its own will, and the object with it.
-    #[error("node {node}, which kept it, has left")]
-    HomeLeft {
-        /// The home.
-        node: NodeId,
-    },
     /// A node was lost while some waited at the barrier: nobody waits there any more.
     #[error("node {node} is lost, and the meeting is void; wait again with those that are left")]
     BarrierBroken {

@@ -59,8 +59,7 @@
 //! that has told takes no grant from the lost home any more. *Nothing hangs*: reports wait for
 //! nothing but that the node is told of the loss, and it is, or is lost itself.
 //!
-//! **Nodes that left** of their own will are no losses: the objects whose home they are end
-//! ([`SyncError::HomeLeft`]), those that would move there, too. A lock that such a node held is
+//! **Nodes that left** of their own will count as lost: what they kept moves, and a lock that one held is
 //! abandoned.
 //!
 //! [`SYNC_OBJECTS_MAX`]: crate::limits::SYNC_OBJECTS_MAX
@@ -88,7 +87,7 @@ pub use message::{
 /// The same on every node and in every version: XXH3 (64 bits, seed 0) of the name's bytes, scaled
 /// to the number of nodes by taking the high half of their product. If that node is lost: of all that
 /// are not, the one for which XXH3 of the name, with one more than the node's position as the seed, is
-/// highest, so that an object moves only when its home is lost. It does not depend on who has left.
+/// highest, so that an object moves only when its home is lost.
 /// `None` if there is no node.
 pub fn home_of(name: &SyncName, nodes: usize, lost: NodeSet) -> Option<NodeId> {
     let bytes = name.as_str().as_bytes();

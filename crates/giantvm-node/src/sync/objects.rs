@@ -99,12 +99,12 @@ impl Objects {
         self.drop_if_idle(name, moved.is_some());
     }
 
-    /// `nodes` are gone: their waiters go, and what they held is abandoned. With `broken`, barriers
-    /// at which someone waits end with it.
+    /// `nodes` are gone: their waiters go, and what they held is abandoned. Barriers at
+    /// which someone waits end with `broken`.
     pub(super) fn forget(
         &mut self,
         nodes: NodeSet,
-        broken: Option<SyncError>,
+        broken: SyncError,
         is_moved: impl Fn(&SyncName) -> bool,
         out: &mut Vec<Addressed>,
     ) {
@@ -125,11 +125,9 @@ impl Objects {
                 }
                 Some(Object::Barrier { waiters, .. }) => {
                     waiters.retain(|waiter| !nodes.contains(waiter.node));
-                    if let Some(error) = broken {
-                        for waiter in std::mem::take(waiters) {
-                            self.drop_ticket(waiter);
-                            out.push(reply(waiter, Err(error)));
-                        }
+                    for waiter in std::mem::take(waiters) {
+                        self.drop_ticket(waiter);
+                        out.push(reply(waiter, Err(broken)));
                     }
                 }
                 Some(Object::Counter(_)) | None => continue,

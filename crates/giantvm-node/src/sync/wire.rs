@@ -43,10 +43,9 @@ mod result {
     pub(super) const QUEUE_FULL: u8 = 69;
     pub(super) const TOO_MANY_TICKETS: u8 = 70;
     pub(super) const DUPLICATE_TICKET: u8 = 71;
-    pub(super) const HOME_LEFT: u8 = 72;
-    pub(super) const BARRIER_BROKEN: u8 = 73;
-    pub(super) const VALUE_LOST: u8 = 74;
-    pub(super) const NOT_HOME: u8 = 75;
+    pub(super) const BARRIER_BROKEN: u8 = 72;
+    pub(super) const VALUE_LOST: u8 = 73;
+    pub(super) const NOT_HOME: u8 = 74;
 }
 
 impl SyncRequest {
@@ -304,10 +303,6 @@ impl SyncError {
                 to.u32(limit);
             }
             Self::DuplicateTicket => to.u8(result::DUPLICATE_TICKET),
-            Self::HomeLeft { node } => {
-                to.u8(result::HOME_LEFT);
-                to.node(node);
-            }
             Self::BarrierBroken { node, epoch } => {
                 to.u8(result::BARRIER_BROKEN);
                 to.node(node);
@@ -337,7 +332,6 @@ impl SyncError {
             result::QUEUE_FULL => Self::QueueFull { limit: from.u32("limit")? },
             result::TOO_MANY_TICKETS => Self::TooManyTickets { limit: from.u32("limit")? },
             result::DUPLICATE_TICKET => Self::DuplicateTicket,
-            result::HOME_LEFT => Self::HomeLeft { node: from.node("node")? },
             result::BARRIER_BROKEN => {
                 Self::BarrierBroken { node: from.node("node")?, epoch: from.u16("epoch")? }
             }

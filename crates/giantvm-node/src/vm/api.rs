@@ -191,7 +191,7 @@ impl Vm {
             },
         };
         let region_name = format!("vm:{}", spec.name);
-        let region = node.region(&region_name, Some(spec.ram_bytes), spec.overcommit, patience)?;
+        let region = node.frail_region(&region_name, spec.ram_bytes, spec.overcommit, patience)?;
         let ram = ram(&region, &checked.layout).map_err(|error| failed(chain(&error)))?;
         let io = |error: std::io::Error| failed(error.to_string());
         let streams = node.take_vm_streams()?;

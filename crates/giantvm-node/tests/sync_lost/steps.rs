@@ -217,17 +217,6 @@ fn a_second_loss_while_a_home_rebuilds_changes_whom_it_waits_for() {
 }
 
 #[test]
-fn a_node_that_leaves_is_not_waited_for() {
-    let (mut home, x) = (Home::new(), name(&[3, 0]));
-    home.lost(&[3]);
-    assert_eq!(home.ask(1, 1, 1, &x, LOCK), []);
-    home.report(0, 1, &[]);
-    home.report(1, 1, &[]);
-    let told = vec![(1, 1, Ok(Abandoned { node: node(3) }))];
-    assert_eq!(plain(home.0.node_left(node(2))), told);
-}
-
-#[test]
 fn reports_that_cannot_be_are_refused() {
     let mut home = Home::new();
     let [held, other] = names(&[3, 0]).take(2).collect::<Vec<_>>().try_into().unwrap();
@@ -394,17 +383,4 @@ fn a_lock_that_comes_when_nobody_waits_any_more_is_given_back() {
         assert_eq!(client.reply(node(0), &SyncReply { ticket: 1, result: Ok(Unlocked) }), []);
         assert_eq!((client.open(), client.held()), (0, 0));
     }
-}
-
-#[test]
-fn the_objects_of_a_node_that_left_are_gone_also_if_they_would_move_there() {
-    let mut client = SyncClient::new(NODES);
-    let (at, moves) = (name(&[2]), name(&[3, 2]));
-    client.request(1, at.clone(), LOCK, 1);
-    client.request(2, moves, LOCK, 2);
-    let left = Err(SyncError::HomeLeft { node: node(2) });
-    assert_eq!(answers(&client.node_left(node(2))), [(1, left)]);
-    assert_eq!(answers(&client.request(3, at, LOCK, 3)), [(3, left)]);
-    assert_eq!(answers(&client.lost(set(&[3]), 1)), [(2, left)]);
-    assert_eq!(client.open(), 0);
 }

@@ -12,7 +12,7 @@ use dsm_core::uffd::Mode;
 
 use super::{Driver, NodeError, OpenRegion, RegionReply, SyncAnswer, lock};
 use crate::control::{ControlMessage, RegionMessage};
-use crate::node::regions::Addressed;
+use crate::node::regions::{Addressed, Wanted};
 use crate::sync::{ClientOutput, SyncName, SyncOp, SyncReply, ToHome};
 
 impl Driver {
@@ -31,19 +31,10 @@ impl Driver {
     /// Has locks, barriers and counters go on without lost nodes, which have certainly stopped:
     /// `lost` are all that were ever lost, `epoch` is their number. Each survivor must be told of
     /// each loss, or be lost itself, in its own time; it may be told of several at once.
-    #[expect(dead_code, reason = "the cluster ends with the first loss, still")]
     pub(super) fn sync_lost(&mut self, lost: NodeSet, epoch: u16) {
         let replies = self.home.lost(lost, epoch);
         self.answer(replies);
         let output = self.sync.lost(lost, epoch);
-        self.sync_output(output);
-    }
-
-    /// The same without a node that left of its own will.
-    pub(super) fn sync_left(&mut self, node: NodeId) {
-        let replies = self.home.node_left(node);
-        self.answer(replies);
-        let output = self.sync.node_left(node);
         self.sync_output(output);
     }
 
@@ -113,17 +104,17 @@ impl Driver {
     pub(super) fn handle_region(&mut self, from: NodeId, message: RegionMessage) {
         let from_deciding = from.index() == 0;
         match message {
-            RegionMessage::Create { region: Some(region), name, bytes, .. } if from_deciding => {
-                let ticket = u64::from(region.0);
-                let answer = match self.open_here(region, &name, bytes) {
-                    Ok(()) => RegionMessage::Created { ticket, region },
-                    Err(reason) => RegionMessage::Refused { ticket, reason },
-                };
-                self.ask_opened(answer);
+            RegionMessage::Open { gone, .. } if from_deciding => {
+                if gone > self.losses.epoch() {
+                    self.losses.keep(gone, message);
+                } else {
+                    self.open_in_order(message);
+                }
             }
-            RegionMessage::Create { ticket, region: None, name, bytes, overcommit } => {
+            RegionMessage::Create { ticket, name, bytes, overcommit, recover } => {
                 if let Some(directory) = &mut self.directory {
-                    let out = directory.create(from, ticket, &name, bytes, overcommit);
+                    let wanted = Wanted { name: &name, bytes, overcommit, recover };
+                    let out = directory.create(from, ticket, wanted);
                     self.send_regions(out);
                 }
             }
@@ -148,6 +139,21 @@ impl Driver {
             RegionMessage::Refused { ticket, reason } => self.failed_at(from, ticket, &reason),
             other => log::warn!("node {} sent {other:?}, which it may not", self.name(from)),
         }
+    }
+
+    /// Opens a region as the directory orders. An order from before a loss that this node knows of is void:
+    /// another will come from the directory when it knows of it, too.
+    pub(super) fn open_in_order(&mut self, order: RegionMessage) {
+        let RegionMessage::Open { region, name, bytes, recover, gone } = order else { return };
+        if gone != self.losses.epoch() {
+            return;
+        }
+        let ticket = u64::from(region.0);
+        let answer = match self.open_here(region, &name, bytes, recover) {
+            Ok(()) => RegionMessage::Created { ticket, region },
+            Err(reason) => RegionMessage::Refused { ticket, reason },
+        };
+        self.ask_opened(answer);
     }
 
     /// Reports the result of an order of the directory, which may be at this node.
@@ -184,7 +190,13 @@ impl Driver {
         }
     }
 
-    pub(super) fn open_here(&self, region: RegionId, name: &str, bytes: u64) -> Result<(), String> {
+    fn open_here(
+        &self,
+        region: RegionId,
+        name: &str,
+        bytes: u64,
+        recover: bool,
+    ) -> Result<(), String> {
         if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
             return Err(format!("{bytes} bytes is no size of a region"));
         }
@@ -197,7 +209,7 @@ impl Driver {
             region,
             memory: Arc::clone(&memory),
             shares: self.setup.config.shares(),
-            features: Features::default(),
+            features: Features { recover, zeros: recover, ..Features::default() },
         };
         self.setup.engine.open(&spec).map_err(|error| chain(&error))?;
         lock(&self.setup.shared.registrations).push(registration);
@@ -205,8 +217,18 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) fn close_here(&self, region: RegionId) {
-        lock(&self.setup.shared.regions).retain(|_, open| open.region != region);
+    pub(super) fn close_here(&mut self, region: RegionId) {
+        let mut closed = None;
+        lock(&self.setup.shared.regions).retain(|name, open| {
+            let keep = open.region != region;
+            if !keep {
+                closed = Some(name.clone());
+            }
+            keep
+        });
+        lock(&self.setup.shared.registrations)
+            .retain(|registration| Some(registration.name()) != closed.as_deref());
+        self.forget_region(region);
         if let Err(error) = self.setup.engine.close(region) {
             log::warn!("can't close region {}: {error}", region.0);
         }

@@ -1,0 +1,225 @@
+//! What the control thread does when a node is lost or leaves, and the others go on.
+//!
+//! A node is *lost* first, and *gone* once it has certainly stopped ([`crate::membership`]). In between,
+//! who needs it waits: its pages, and the objects that it keeps. What is done when it is gone is the
+//! same, and in the same order, on every node that is left, whatever that node does: pages and objects
+//! are recovered by all survivors together. Each such set of nodes has a number, how many are in it.
+//!
+//! A virtual machine does not survive: with one, all ends as soon as a node is lost.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use dsm_core::types::{NodeId, NodeSet, Page, RegionId};
+
+use super::{Driver, lock};
+use crate::control::RegionMessage;
+use crate::node::api::NodeError;
+use crate::node::lost::{Loss, Lost};
+use crate::node::region::bytes;
+
+/// What the control thread knows of losses.
+#[derive(Default)]
+pub(super) struct Losses {
+    /// All ends with the first loss.
+    frail: bool,
+    /// Lost nodes that may still run.
+    pending: BTreeMap<NodeId, Lost>,
+    /// Nodes that have stopped for certain, or left.
+    gone: NodeSet,
+    /// All losses so far that the cluster outlived.
+    outlived: Vec<Lost>,
+    /// How many of them the program was told of.
+    told: usize,
+    /// Regions whose parts have not all settled since the last loss.
+    settling: HashMap<RegionId, Settling>,
+    /// What was lost of each region that has settled.
+    settled: HashMap<RegionId, Vec<Range<Page>>>,
+    /// Orders that follow a loss that this node does not know of yet.
+    early: Vec<(u16, RegionMessage)>,
+}
+
+/// The parts of a region that have settled.
+#[derive(Default)]
+struct Settling {
+    parts: usize,
+    lost: Vec<Range<Page>>,
+}
+
+impl Losses {
+    /// The number of the last loss; 0 before the first.
+    pub(super) fn epoch(&self) -> u16 {
+        self.gone.len() as u16
+    }
+
+    /// Whether all ends with the first loss.
+    pub(super) fn is_frail(&self) -> bool {
+        self.frail
+    }
+
+    /// Keeps an order until this node knows of as many losses as who gave it. What it is about may be
+    /// closed before that.
+    pub(super) fn keep(&mut self, gone: u16, order: RegionMessage) {
+        self.early.push((gone, order));
+    }
+
+    pub(super) fn forget_order(&mut self, region: RegionId) {
+        let is_it = |order: &RegionMessage| matches!(order, RegionMessage::Open { region: it, .. } if *it == region);
+        self.early.retain(|(_, order)| !is_it(order));
+    }
+
+    /// One of the `parts` of a region has settled.
+    fn settle(&mut self, region: RegionId, parts: usize, lost: Vec<Range<Page>>) {
+        let Some(settling) = self.settling.get_mut(&region) else { return };
+        settling.parts += 1;
+        settling.lost.extend(lost);
+        if settling.parts >= parts
+            && let Some(mut settled) = self.settling.remove(&region)
+        {
+            settled.lost.sort_by_key(|range| range.start);
+            self.settled.insert(region, settled.lost);
+        }
+    }
+
+    /// Who was lost and why, for the line about a page.
+    fn names_and_reasons(&self) -> (String, String) {
+        let names: Vec<&str> = self.outlived.iter().map(|lost| lost.node.as_str()).collect();
+        let reasons: Vec<String> = match &self.outlived[..] {
+            [lost] => vec![lost.reason.clone()],
+            several => several.iter().map(|it| format!("{}: {}", it.node, it.reason)).collect(),
+        };
+        (names.join(" or "), reasons.join("; "))
+    }
+}
+
+impl Driver {
+    /// A node is lost; it may not know yet.
+    pub(super) fn peer_lost(&mut self, node: NodeId, reason: String) {
+        let lost = self.lost(node, reason);
+        if self.losses.frail {
+            return self.end_with(lost);
+        }
+        log::error!("lost node {}: {}", lost.node, lost.reason);
+        self.losses.pending.insert(node, lost);
+    }
+
+    /// This node has what ends with the first node that is lost: now, if one is already.
+    pub(super) fn become_frail(&mut self) {
+        self.losses.frail = true;
+        let lost = self.losses.outlived.first().or(self.losses.pending.values().next());
+        if let Some(lost) = lost.cloned() {
+            self.end_with(lost);
+        }
+    }
+
+    /// From now on these are the members: whoever else was has certainly stopped, or left.
+    pub(super) fn new_epoch(&mut self, epoch: u64, members: NodeSet) {
+        log::info!("epoch {epoch}: {members:?}");
+        let all: NodeSet = (0..self.setup.config.nodes.len()).filter_map(NodeId::new).collect();
+        let gone = all.minus(members).minus(self.losses.gone);
+        let ended = lock(&self.setup.shared.lost).is_some();
+        if gone.is_empty() || ended || self.leaving || self.losses.frail {
+            return;
+        }
+        for node in gone.iter() {
+            let lost = self.losses.pending.remove(&node);
+            self.losses.outlived.extend(lost);
+        }
+        self.losses.gone = self.losses.gone.union(gone);
+        if let Some(first) = NodeId::new(0).filter(|first| gone.contains(*first)) {
+            self.without_directory(first);
+        }
+        if let Err(reason) = self.recover_regions() {
+            return self.end_with(self.lost(self.setup.me, reason));
+        }
+        if let Some(directory) = &mut self.directory {
+            let orders = directory.nodes_gone(gone);
+            self.send_regions(orders);
+        }
+        self.obey_early();
+        self.sync_lost(self.losses.gone, self.losses.epoch());
+        self.tell_program();
+    }
+
+    /// No region and no block can be placed any more.
+    fn without_directory(&mut self, first: NodeId) {
+        self.directory_gone = Some(first);
+        for (_, reply) in std::mem::take(&mut self.region_replies) {
+            let _ = reply.try_send(Err(self.no_directory(first)));
+        }
+    }
+
+    pub(super) fn no_directory(&self, first: NodeId) -> NodeError {
+        let first = self.name(first);
+        NodeError::Region {
+            reason: format!("node {first}, which places regions and their blocks, is gone"),
+        }
+    }
+
+    fn recover_regions(&mut self) -> Result<(), String> {
+        let (names, reasons) = self.losses.names_and_reasons();
+        if !names.is_empty() {
+            // Before the first page is poisoned.
+            for registration in lock(&self.setup.shared.registrations).iter() {
+                registration.mark_lost(&names, &reasons);
+            }
+        }
+        self.losses.settled.clear();
+        self.losses.settling = lock(&self.setup.shared.regions)
+            .values()
+            .map(|open| (open.region, Settling::default()))
+            .collect();
+        let (gone, epoch) = (self.losses.gone, self.losses.epoch());
+        self.setup.engine.lose(gone, epoch).map_err(|error| error.to_string())
+    }
+
+    /// A part of a region has settled after a loss.
+    pub(super) fn recovered(&mut self, region: RegionId, epoch: u16, lost: Vec<Range<Page>>) {
+        if epoch == self.losses.epoch() {
+            self.losses.settle(region, self.setup.config.workers, lost);
+            self.tell_program();
+        }
+    }
+
+    /// A region that is closed settles no more.
+    pub(super) fn forget_region(&mut self, region: RegionId) {
+        self.losses.forget_order(region);
+        self.losses.settling.remove(&region);
+        self.losses.settled.remove(&region);
+        self.tell_program();
+    }
+
+    /// Obeys orders that came before the loss that they follow.
+    fn obey_early(&mut self) {
+        let epoch = self.losses.epoch();
+        let (due, early): (Vec<_>, _) = std::mem::take(&mut self.losses.early)
+            .into_iter()
+            .partition(|(gone, _)| *gone <= epoch);
+        self.losses.early = early;
+        for (_, order) in due {
+            self.open_in_order(order);
+        }
+    }
+
+    /// Tells the program of losses that all regions have settled after.
+    fn tell_program(&mut self) {
+        if !self.losses.settling.is_empty() {
+            return;
+        }
+        let regions = lock(&self.setup.shared.regions).clone();
+        let mut ranges = BTreeMap::new();
+        for (name, open) in regions {
+            let lost = self.losses.settled.get(&open.region).cloned().unwrap_or_default();
+            let pages: u64 = lost.iter().map(|range| range.end.0 - range.start.0).sum();
+            if self.losses.told < self.losses.outlived.len() {
+                log::warn!("region {name:?} goes on; {pages} of its pages are lost");
+            }
+            ranges.insert(name, lost.into_iter().map(bytes).collect());
+        }
+        for lost in self.losses.outlived.iter().skip(self.losses.told) {
+            let loss = Loss { lost: lost.clone(), ended: false, ranges: ranges.clone() };
+            self.teller.tell(loss);
+        }
+        self.losses.told = self.losses.outlived.len();
+    }
+}
