@@ -101,6 +101,11 @@ pub const BENCHMARKS: &[Benchmark] = &[
         about: "memory beyond the share, while three nodes write a region of three shares",
         run: resident_over_share,
     },
+    Benchmark {
+        name: "recovery",
+        about: "what two nodes take to go on without the one that wrote all pages of a region",
+        run: recovery,
+    },
     Benchmark { name: "open_1tib", about: "opening a region of 1 TiB", run: open_1tib },
     Benchmark {
         name: "metadata_bytes_per_page",
@@ -164,6 +169,8 @@ const METADATA_BYTES_MAX: f64 = 16.0;
 const RESIDENT_BEYOND_MAX: f64 = (2 << 20) as f64;
 /// Bytes of a scan by a node that gives a third of them.
 const EVICTING_SCAN_BYTES: usize = 48 << 20;
+/// Losses for each size: each needs nodes of its own.
+const RECOVERIES: usize = 3;
 /// Bytes of a scan.
 const SCAN_BYTES: usize = 64 << 20;
 
@@ -290,6 +297,16 @@ fn resident_over_share(report: &mut Report, options: &Options) -> Result<(), Ben
     let bytes = ours::resident_over_share(&options.placement, 16 << 20, 2)?;
     let row = Row::of_value("resident_over_share", "", Unit::Bytes, bytes);
     report.add(row.with_goal(RESIDENT_BEYOND_MAX));
+    Ok(())
+}
+
+fn recovery(report: &mut Report, options: &Options) -> Result<(), BenchError> {
+    for pages in [10_000, 100_000, 1_000_000] {
+        let runs = (0..RECOVERIES).map(|_| ours::recovery_us(&options.placement, pages));
+        let times = Samples::new(runs.collect::<Result<Vec<_>, _>>()?);
+        let variant = format!("{pages} pages");
+        add(report, Row::of_samples("recovery", variant, Unit::Microseconds, &times));
+    }
     Ok(())
 }
 

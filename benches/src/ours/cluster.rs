@@ -87,6 +87,19 @@ impl Cluster {
         self.members.iter_mut().map(Member::answer).collect()
     }
 
+    /// Has the first `count` nodes do something at the same time; the answers in the order of the nodes.
+    pub(super) fn ask_first(
+        &mut self,
+        count: usize,
+        command: &Command,
+    ) -> Result<Vec<Vec<f64>>, BenchError> {
+        let members = &mut self.members[..count];
+        for member in &mut *members {
+            member.channel.send(command)?;
+        }
+        members.iter_mut().map(Member::answer).collect()
+    }
+
     /// Runs `turn` with the nodes awake; before and after it they are stopped.
     pub(super) fn awake<T>(
         &mut self,

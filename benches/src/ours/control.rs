@@ -11,6 +11,8 @@ pub(super) enum Command {
     Touch { store: bool, order: Order, count: usize, each: bool },
     /// Add one to the first word whenever it has this parity. Answer: when, in microseconds.
     TakeTurns { parity: u64, turns: usize },
+    /// The last node is lost: go on without it. Answer: microseconds until the region has settled.
+    Lose,
     /// Bytes of metadata of the region.
     Metadata,
     /// Write a word of each page, in an order of its own, `rounds` times. Answer: the most bytes of

@@ -18,7 +18,7 @@ mod scan;
 pub use evict::{EvictingScan, Way, resident_over_share};
 pub use faults::RemoteFault;
 pub use ping_pong::PingPong;
-pub use region::{metadata_bytes_per_page, open_seconds};
+pub use region::{metadata_bytes_per_page, open_seconds, recovery_us};
 pub use scan::{Freshness, Scan};
 
 use dsm_core::engine::WaitMode;

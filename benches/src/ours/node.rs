@@ -5,14 +5,15 @@ use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use dsm_core::engine::{Engine, EngineConfig, RegionSpec, WaitMode};
+use dsm_core::engine::{Engine, EngineConfig, EngineEvent, RegionSpec, WaitMode};
 use dsm_core::pages::RegionMemory;
 use dsm_core::protocol::Features;
 use dsm_core::transport::{Connection, Options, Stream};
-use dsm_core::types::{NodeId, PAGE_SIZE, RegionId};
+use dsm_core::types::{NodeId, NodeSet, PAGE_SIZE, RegionId};
 use dsm_core::uffd::Mode;
 
 use super::control::{Answer, Command, Order};
@@ -23,6 +24,9 @@ use crate::placement::{CpuSet, Spin};
 
 /// The hidden subcommand of the executable that makes it a node.
 pub const SUBCOMMAND: &str = "__node";
+
+/// Longer than any region takes to settle.
+const SETTLES: Duration = Duration::from_secs(60);
 
 /// The word on a node's command line for a way to wait.
 pub(super) fn wait_name(wait: WaitMode) -> &'static str {
@@ -48,8 +52,15 @@ pub fn main(args: &[String]) -> Result<(), BenchError> {
     let me = NodeId::new(number(index)?).ok_or_else(usage)?;
     let frames = number(frames)? as u64;
     let config = EngineConfig { wait, frames, ..EngineConfig::new(me, number(nodes)?) };
-    let engine = Engine::start(config, |event| eprintln!("giantvm-bench: node: {event:?}"))
-        .map_err(|error| failed(&error))?;
+    let (settled, when_settled) = mpsc::channel();
+    let engine = Engine::start(config, move |event| match event {
+        // Nobody may wait for it.
+        EngineEvent::Recovered { .. } => _ = settled.send(Instant::now()),
+        // The process that measures ends them in turn.
+        EngineEvent::LinkFailed { .. } => {}
+        event => eprintln!("giantvm-bench: node: {event:?}"),
+    })
+    .map_err(|error| failed(&error))?;
     for link in links {
         let (peer, fd) = link.split_once(':').ok_or_else(usage)?;
         let peer = NodeId::new(number(&peer.to_owned())?).ok_or_else(usage)?;
@@ -67,7 +78,7 @@ pub fn main(args: &[String]) -> Result<(), BenchError> {
     } else {
         Spin::Hot
     };
-    let mut node = Node { engine, region: None, opened: 0, spin };
+    let mut node = Node { engine, when_settled, region: None, opened: 0, spin };
     while let Some(command) = channel.receive::<Command>()? {
         channel.send(&node.obey(&command))?;
     }
@@ -87,6 +98,8 @@ fn chain(error: &dyn Error) -> String {
 
 struct Node {
     engine: Engine,
+    /// When a region has settled after a loss.
+    when_settled: Receiver<Instant>,
     region: Option<(RegionId, Arc<RegionMemory>)>,
     opened: u32,
     spin: Spin,
@@ -99,6 +112,7 @@ impl Node {
             Command::Touch { store, order, count, each } => self.touch(store, order, count, each),
             Command::TakeTurns { parity, turns } => self.take_turns(parity, turns),
             Command::Rewrite { count, rounds } => self.rewrite(count, rounds),
+            Command::Lose => self.lose().map(|us| vec![us]),
             Command::Metadata => {
                 let (region, _) = self.region.as_ref().ok_or("no region")?;
                 let stats = self.engine.stats(*region).map_err(|error| chain(&error))?;
@@ -121,12 +135,21 @@ impl Node {
             region,
             memory: Arc::clone(&memory),
             shares: vec![1; nodes],
-            features: Features::default(),
+            // As regions of the product.
+            features: Features { recover: true, zeros: true, ..Features::default() },
         };
         self.engine.open(&spec).map_err(|error| chain(&error))?;
         let took = start.elapsed().as_secs_f64();
         self.region = Some((region, memory));
         Ok(took)
+    }
+
+    fn lose(&self) -> Result<f64, String> {
+        let last = NodeId::new(self.engine.config().nodes - 1).ok_or("no last node")?;
+        let start = Instant::now();
+        self.engine.lose(NodeSet::only(last), 1).map_err(|error| chain(&error))?;
+        let settled = self.when_settled.recv_timeout(SETTLES).map_err(|error| chain(&error))?;
+        Ok(settled.duration_since(start).as_secs_f64() * 1e6)
     }
 
     fn word(&self, page: usize) -> Result<&AtomicU64, String> {

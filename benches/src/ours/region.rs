@@ -41,3 +41,18 @@ pub fn metadata_bytes_per_page(placement: &Placement, pages: usize) -> Result<f6
     let of_nodes = cluster.ask_all(&Command::Metadata)?.concat();
     Ok(of_nodes.iter().sum::<f64>() / of_nodes.len().max(1) as f64 / pages as f64)
 }
+
+/// Microseconds that two nodes take to go on without a third one, from the moment at which they are told:
+/// it has written `pages` pages, and one of them has copies of half of these.
+///
+/// # Errors
+/// When the kernel refuses the memory or a process.
+pub fn recovery_us(placement: &Placement, pages: usize) -> Result<f64, BenchError> {
+    let bytes = (pages * 4096) as u64;
+    let mut cluster = Cluster::start(3, Transport::Unix, WaitMode::default(), placement, bytes)?;
+    let touch = |store, order, count| Command::Touch { store, order, count, each: false };
+    cluster.ask(2, &touch(true, Order::Ascending, pages))?;
+    cluster.ask(0, &touch(false, Order::Ascending, pages / 2))?;
+    let took = cluster.ask_first(2, &Command::Lose)?.concat();
+    Ok(took.into_iter().fold(0.0, f64::max))
+}
