@@ -72,6 +72,11 @@ impl Options {
         }
     }
 
+    /// Pages of regions that are to be recovered, and how many of each size.
+    pub fn recoveries(&self) -> (&'static [usize], usize) {
+        if self.quick { (&[10_000], 1) } else { (&[10_000, 100_000, 1_000_000], 3) }
+    }
+
     /// Whether the benchmark `name` is to run.
     pub fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| only == name)

@@ -169,8 +169,6 @@ const METADATA_BYTES_MAX: f64 = 16.0;
 const RESIDENT_BEYOND_MAX: f64 = (2 << 20) as f64;
 /// Bytes of a scan by a node that gives a third of them.
 const EVICTING_SCAN_BYTES: usize = 48 << 20;
-/// Losses for each size: each needs nodes of its own.
-const RECOVERIES: usize = 3;
 /// Bytes of a scan.
 const SCAN_BYTES: usize = 64 << 20;
 
@@ -301,8 +299,9 @@ fn resident_over_share(report: &mut Report, options: &Options) -> Result<(), Ben
 }
 
 fn recovery(report: &mut Report, options: &Options) -> Result<(), BenchError> {
-    for pages in [10_000, 100_000, 1_000_000] {
-        let runs = (0..RECOVERIES).map(|_| ours::recovery_us(&options.placement, pages));
+    let (sizes, runs) = options.recoveries();
+    for &pages in sizes {
+        let runs = (0..runs).map(|_| ours::recovery_us(&options.placement, pages));
         let times = Samples::new(runs.collect::<Result<Vec<_>, _>>()?);
         let variant = format!("{pages} pages");
         add(report, Row::of_samples("recovery", variant, Unit::Microseconds, &times));

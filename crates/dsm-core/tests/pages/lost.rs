@@ -51,8 +51,8 @@ fn poison_ends_a_wait() {
 /// A region whose pages 2 and 3 are lost with node beta.
 fn lose(memory: &RegionMemory) -> Registration {
     let registration = Registration::new("grid\n", memory.view()).unwrap();
+    registration.mark_lost("gamma", "lost before, and settled");
     registration.mark_lost("beta", "no heartbeat for 3 s");
-    registration.mark_lost("gamma", "too late to matter");
     memory.poison(Page(2)..Page(4)).unwrap();
     registration
 }
