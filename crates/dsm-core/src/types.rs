@@ -52,6 +52,11 @@ impl NodeSet {
         Self(1 << node.0)
     }
 
+    /// The first `nodes` nodes: all that a cluster of so many has.
+    pub fn first(nodes: usize) -> Self {
+        (0..nodes).filter_map(NodeId::new).collect()
+    }
+
     /// The set whose member `i` is present when bit `i` is set; the form used on the wire.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)

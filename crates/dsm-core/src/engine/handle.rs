@@ -421,22 +421,17 @@ impl Engine {
         let hold = Hold { engine: self, region, id };
         let deadline = Instant::now() + timeout;
         let mut replies = Vec::new();
-        for (index, worker) in self.workers.iter().enumerate() {
-            let stripe = memory.stripe_pages(index);
-            let pages = pages.start.max(stripe.start).0..pages.end.min(stripe.end).0;
-            if pages.is_empty() {
-                continue;
-            }
+        for (stripe, part) in memory.parts(pages) {
             let request = HoldRequest {
                 id,
-                pages: pages.map(Page).collect(),
+                pages: (part.start.0..part.end.0).map(Page).collect(),
                 access,
                 deadline,
                 keep_max: self.config.hold_keep_max,
             };
             let (reply, answer) = mpsc::sync_channel(1);
             let command = Command::Hold { region, hold: request, reply };
-            worker.tell(command).map_err(|_| HoldError::Stopped)?;
+            self.tell(stripe, command).map_err(|_| HoldError::Stopped)?;
             replies.push(answer);
         }
         for answer in replies {
@@ -482,14 +477,9 @@ impl Engine {
     pub fn prefetch(&self, region: RegionId, pages: Range<Page>) {
         let Some(memory) = self.memory(region) else { return };
         let end = pages.start.0.saturating_add(self.config.hold_pages_max).min(pages.end.0);
-        let pages = pages.start..Page(end);
-        for (index, worker) in self.workers.iter().enumerate() {
-            let stripe = memory.stripe_pages(index);
-            let pages = pages.start.max(stripe.start).0..pages.end.min(stripe.end).0;
-            if !pages.is_empty() {
-                let pages = pages.map(Page).collect();
-                let _ = worker.tell(Command::Prefetch { region, pages });
-            }
+        for (stripe, part) in memory.parts(pages.start..Page(end)) {
+            let pages = (part.start.0..part.end.0).map(Page).collect();
+            let _ = self.tell(stripe, Command::Prefetch { region, pages });
         }
     }
 

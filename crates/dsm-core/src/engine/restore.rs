@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::command::{Command, Reply};
 use super::handle::Engine;
 use super::shard::{Outgoing, Shard};
-use crate::pages::{MemoryError, RegionMemory};
+use crate::pages::MemoryError;
 use crate::protocol::{LEASE_PAGES, Restored, Run};
 use crate::types::{PAGE_SIZE, Page, RegionId};
 
@@ -144,17 +144,19 @@ impl Engine {
     pub fn restore(&self, region: RegionId, first: Page, data: &[u8]) -> Result<(), RestoreError> {
         let memory = self.memory(region).ok_or(RestoreError::Stopped)?;
         let pages = range_of(first, data.len(), memory.pages())?;
-        for stripe in stripes(&memory, pages.clone()) {
-            self.restore_part(region, &memory, stripe, &[], 0)?;
+        for (worker, part) in memory.parts(pages.clone()) {
+            self.restore_part(worker, region, part, &[], 0)?;
         }
         let mut rest = data;
-        let mut at = pages.start;
-        while at < pages.end {
-            let end = piece_end(at).min(pages.end);
-            let restored = at.0 - pages.start.0;
-            let (bytes, left) = rest.split_at((end.0 - at.0) as usize * PAGE_SIZE);
-            self.restore_part(region, &memory, at..end, bytes, restored)?;
-            (at, rest) = (end, left);
+        for (worker, part) in memory.parts(pages.clone()) {
+            let mut at = part.start;
+            while at < part.end {
+                let end = piece_end(at).min(part.end);
+                let restored = at.0 - pages.start.0;
+                let (bytes, left) = rest.split_at((end.0 - at.0) as usize * PAGE_SIZE);
+                self.restore_part(worker, region, at..end, bytes, restored)?;
+                (at, rest) = (end, left);
+            }
         }
         Ok(())
     }
@@ -162,13 +164,12 @@ impl Engine {
     /// Has the worker of these pages restore them, or look whether all are lost if there is no content.
     fn restore_part(
         &self,
+        worker: usize,
         region: RegionId,
-        memory: &RegionMemory,
         pages: Range<Page>,
         bytes: &[u8],
         restored: u64,
     ) -> Result<(), RestoreError> {
-        let worker = memory.stripe_of(pages.start).ok_or(RestoreError::Stopped)?;
         let (reply, answer) = mpsc::sync_channel(1);
         let restore = Restore { pages, bytes: bytes.to_vec(), reply, full_since: None };
         self.tell(worker, Command::Restore { region, restore })
@@ -202,16 +203,6 @@ fn range_of(first: Page, bytes: usize, pages: u64) -> Result<Range<Page>, Restor
 fn piece_end(page: Page) -> Page {
     const { assert!(LEASE_PAGES.is_multiple_of(PIECE_PAGES)) };
     Page((page.0 / PIECE_PAGES + 1) * PIECE_PAGES)
-}
-
-/// The parts of `pages` in each stripe.
-fn stripes(memory: &RegionMemory, pages: Range<Page>) -> impl Iterator<Item = Range<Page>> {
-    (0..memory.stripes().len())
-        .map(move |index| {
-            let stripe = memory.stripe_pages(index);
-            stripe.start.max(pages.start)..stripe.end.min(pages.end)
-        })
-        .filter(|part| part.start < part.end)
 }
 
 impl Shard {

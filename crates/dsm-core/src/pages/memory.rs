@@ -269,20 +269,30 @@ impl RegionMemory {
         Ok(first.0..end.0)
     }
 
-    /// Cuts pages of the region at the bounds of stripes.
+    /// Those of `pages` that are in the region, cut at the bounds of stripes: the number of each stripe, and
+    /// its part.
+    pub(crate) fn parts(&self, pages: Range<Page>) -> impl Iterator<Item = (usize, Range<Page>)> {
+        let (mut at, end) = (pages.start.0, pages.end.0.min(self.pages));
+        let stripe_pages = self.stripe_pages;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let stripe = at / stripe_pages;
+            let part = Page(at)..Page(end.min((stripe + 1) * stripe_pages));
+            at = part.end.0;
+            Some((stripe as usize, part))
+        })
+    }
+
+    /// The same for pages that are all in the region, with what handles the faults of each stripe.
     pub(super) fn by_stripe(
         &self,
         pages: Range<u64>,
     ) -> impl Iterator<Item = (&Userfaultfd, Range<u64>)> {
-        let mut at = pages.start;
-        std::iter::from_fn(move || {
-            if at >= pages.end {
-                return None;
-            }
-            let stripe = at / self.stripe_pages;
-            let part = at..pages.end.min((stripe + 1) * self.stripe_pages);
-            at = part.end;
-            Some((self.stripes.get(stripe as usize)?, part))
+        let parts = self.parts(Page(pages.start)..Page(pages.end));
+        parts.filter_map(|(stripe, part)| {
+            Some((self.stripes.get(stripe)?, part.start.0..part.end.0))
         })
     }
 

@@ -101,7 +101,7 @@ impl Config {
 
     /// All nodes of the list.
     pub(super) fn all(&self) -> NodeSet {
-        (0..self.names.len()).filter_map(NodeId::new).collect()
+        NodeSet::first(self.names.len())
     }
 
     /// The node's name, or its number if it is not in the list.

@@ -411,8 +411,7 @@ impl Protocol {
 
     /// Nodes that are not lost.
     fn survivors(&self) -> NodeSet {
-        let all = (0..self.settings.nodes).filter_map(NodeId::new);
-        all.filter(|&node| !self.recovery.lost.contains(node)).collect()
+        NodeSet::first(self.settings.nodes).minus(self.recovery.lost)
     }
 
     /// Goes on to the next phase as far as what has come allows.
