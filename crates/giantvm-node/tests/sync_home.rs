@@ -236,7 +236,7 @@ fn a_node_that_leaves_hands_on_what_it_held_and_waits_no_more() {
         ask_for(&mut home, name, ticket, MutexLock);
     }
     ask_for(&mut home, "c", 104, BarrierWait { parties: 2 });
-    let replies = home.lost(NodeSet::only(node(1)), 1);
+    let replies = home.lost(NodeSet::only(node(1)));
     let tickets: Vec<_> = replies.iter().map(|(_, r)| (r.ticket, r.result)).collect();
     assert_eq!(tickets, [(201, Ok(Outcome::Abandoned { node: node(1) }))]);
     assert_eq!(home.tickets(), 2, "201 and 202 hold");

@@ -343,7 +343,7 @@ impl Node {
             .missing
             .iter()
             .map(|node| {
-                let name = &self.config.nodes[node.index().min(self.config.nodes.len() - 1)].name;
+                let name = self.name_of(node);
                 match status.dial_errors.get(&node) {
                     Some(reason) => format!("{name} ({reason})"),
                     None => format!("{name} (it has not connected)"),
@@ -578,8 +578,7 @@ impl Node {
 
     /// The name of a node of the list.
     pub fn name_of(&self, node: NodeId) -> String {
-        let spec = self.config.nodes.get(node.index());
-        spec.map_or_else(|| format!("#{node}"), |spec| spec.name.clone())
+        self.config.name_of(node)
     }
 
     /// Waits until all nodes that are not lost close.

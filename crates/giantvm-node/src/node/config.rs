@@ -120,6 +120,11 @@ impl NodeConfig {
         }
     }
 
+    /// The name of a node of the list.
+    pub(super) fn name_of(&self, node: NodeId) -> String {
+        self.nodes.get(node.index()).map_or_else(|| format!("#{node}"), |spec| spec.name.clone())
+    }
+
     pub(super) fn shares(&self) -> Vec<u64> {
         self.nodes.iter().map(|node| node.memory_bytes).collect()
     }

@@ -25,7 +25,7 @@ use super::config::NodeConfig;
 use super::dialer::Connected;
 use super::etcd::Order;
 use super::links::{Link, Links, Source};
-use super::lost::{Lost, LostCallback, Registrations, Teller, end_regions};
+use super::lost::{Lost, LostCallback, Registrations, Teller, end_regions, mark_lost};
 use super::outrank;
 use super::regions::Directory;
 use super::status::Status;
@@ -275,8 +275,7 @@ impl Driver {
     }
 
     fn name(&self, node: NodeId) -> String {
-        let spec = self.setup.config.nodes.get(node.index());
-        spec.map_or_else(|| format!("#{node}"), |spec| spec.name.clone())
+        self.setup.config.name_of(node)
     }
 
     // Membership.
@@ -527,9 +526,7 @@ impl Driver {
             return self.step(Event::LeaveRequested);
         }
         let (me, reason) = (self.name(self.setup.me), EndReason::Abandoned.to_string());
-        for registration in lock(&self.setup.shared.registrations).iter() {
-            registration.mark_lost(&me, &reason);
-        }
+        mark_lost(&self.setup.shared.registrations, &me, &reason);
         if let Err(error) = self.setup.engine.end() {
             log::error!("can't end the regions: {error}");
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use dsm_core::engine::Engine;
 use dsm_core::pages::sigbus::Registration;
 
+use super::driver::lock;
 use crate::limits::CALLBACK_MS;
 
 /// A node that was lost.
@@ -74,6 +75,11 @@ fn start_telling(callback: Arc<LostCallback>) -> Sender<Loss> {
 /// The ranges of memory that a signal handler speaks for.
 pub(super) type Registrations = Arc<Mutex<Vec<Registration>>>;
 
+/// From now on, who touches lost memory of any region learns that it went with `node`, and why.
+pub(super) fn mark_lost(registrations: &Registrations, node: &str, reason: &str) {
+    lock(registrations).iter().for_each(|registration| registration.mark_lost(node, reason));
+}
+
 /// Ends all regions: tells the program, marks the memory, ends waiting accesses. On its own thread,
 /// since the program's callback may take its time. Drops `until_ended` when they have ended.
 pub(super) fn end_regions(
@@ -95,10 +101,7 @@ pub(super) fn end_regions(
                 let _ = returned.recv_timeout(GRACE);
             }
         }
-        let registrations = registrations.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for registration in registrations.iter() {
-            registration.mark_lost(&lost.node, &lost.reason);
-        }
+        mark_lost(&registrations, &lost.node, &lost.reason);
         if let Err(error) = engine.end() {
             log::error!("can't end the regions: {error}");
         }

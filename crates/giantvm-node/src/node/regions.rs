@@ -141,8 +141,7 @@ impl Directory {
 
     /// The nodes that neither were lost nor left.
     fn there(&self) -> NodeSet {
-        let all: NodeSet = (0..self.nodes.len()).filter_map(NodeId::new).collect();
-        all.minus(self.gone)
+        NodeSet::first(self.nodes.len()).minus(self.gone)
     }
 
     fn specs(&self, nodes: NodeSet) -> impl Iterator<Item = &NodeSpec> {
@@ -151,17 +150,20 @@ impl Directory {
         })
     }
 
+    /// Why there can't be a region that does not recover from losses.
+    fn needs_all(&self, name: &str) -> String {
+        let gone: Vec<&str> = self.specs(self.gone).map(|spec| spec.name.as_str()).collect();
+        let gone = gone.join(", ");
+        format!("region \"{name}\" needs every node of the list, and {gone} is gone")
+    }
+
     fn check_new(&self, wanted: Wanted<'_>) -> Result<(), String> {
         let Wanted { name, bytes, overcommit, recover } = wanted;
         if !bytes.is_multiple_of(PAGE_SIZE as u64) {
             return Err(format!("region \"{name}\": {bytes} bytes is no multiple of {PAGE_SIZE}"));
         }
-        let gone: Vec<&str> = self.specs(self.gone).map(|spec| spec.name.as_str()).collect();
-        if !recover && !gone.is_empty() {
-            return Err(format!(
-                "region \"{name}\" needs every node of the list, and {} is gone",
-                gone.join(", ")
-            ));
+        if !recover && !self.gone.is_empty() {
+            return Err(self.needs_all(name));
         }
         if self.regions.len() >= self.regions_max {
             let most = self.regions_max;
@@ -240,10 +242,7 @@ impl Directory {
             if recover {
                 out.extend(self.order(&name));
             } else if let Some(entry) = self.regions.remove(&name) {
-                let gone: Vec<&str> = self.specs(gone).map(|spec| spec.name.as_str()).collect();
-                let gone = gone.join(", ");
-                let reason =
-                    format!("region \"{name}\" needs every node of the list, and {gone} is gone");
+                let reason = self.needs_all(&name);
                 out.extend(entry.askers.into_iter().map(|it| refused(it, reason.clone())));
             }
         }

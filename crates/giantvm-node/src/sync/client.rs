@@ -50,8 +50,6 @@ pub struct SyncClient<R> {
     /// How many nodes the cluster's list has.
     nodes: usize,
     lost: NodeSet,
-    /// How many nodes are lost.
-    epoch: u16,
     /// By ticket. Their homes are not lost.
     open: BTreeMap<u64, Open<R>>,
     /// By the ticket that locked.
@@ -71,7 +69,7 @@ struct Open<R> {
 impl<R> SyncClient<R> {
     /// Nothing is asked yet, in a cluster whose list has `nodes` nodes.
     pub fn new(nodes: usize) -> Self {
-        Self { nodes, lost: NodeSet::EMPTY, epoch: 0, open: BTreeMap::new(), held: BTreeMap::new() }
+        Self { nodes, lost: NodeSet::EMPTY, open: BTreeMap::new(), held: BTreeMap::new() }
     }
 
     /// How many requests are open.
@@ -82,6 +80,11 @@ impl<R> SyncClient<R> {
     /// How many locks are held.
     pub fn held(&self) -> usize {
         self.held.len()
+    }
+
+    /// How many losses this node was told of.
+    fn epoch(&self) -> u16 {
+        self.lost.len() as u16
     }
 
     /// How many parties meet where every node that is not lost is one.
@@ -119,13 +122,14 @@ impl<R> SyncClient<R> {
     /// Takes in a reply of the home `from`.
     pub fn reply(&mut self, from: NodeId, reply: &SyncReply) -> Vec<ClientOutput<R>> {
         let SyncReply { ticket, result } = *reply;
+        let known = self.epoch();
         let Some(open) = self.open.get_mut(&ticket) else { return Vec::new() };
         if home_of(&open.name, self.nodes, self.lost) != Some(from) {
             // It was the home, and is lost: another has been asked.
             return Vec::new();
         }
         if let Err(error @ SyncError::BarrierBroken { epoch, .. }) = result
-            && epoch > self.epoch
+            && epoch > known
         {
             open.broken = Some(error);
             return Vec::new();
@@ -162,13 +166,13 @@ impl<R> SyncClient<R> {
         self.send(ticket, Open { name, op, reply_to: None, broken: None }).into_iter().collect()
     }
 
-    /// `lost` are all nodes that were ever lost, `epoch` their number: they have stopped.
-    pub fn lost(&mut self, lost: NodeSet, epoch: u16) -> Vec<ClientOutput<R>> {
-        if epoch <= self.epoch {
+    /// `lost` are all nodes that were ever lost: they have stopped.
+    pub fn lost(&mut self, lost: NodeSet) -> Vec<ClientOutput<R>> {
+        if lost.len() <= self.lost.len() {
             return Vec::new();
         }
         let before = std::mem::replace(&mut self.lost, lost);
-        self.epoch = epoch;
+        let epoch = self.epoch();
         let nodes = self.nodes;
         let lost_home =
             |name: &SyncName| home_of(name, nodes, before).filter(|home| lost.contains(*home));
@@ -224,7 +228,7 @@ impl<R> SyncClient<R> {
                         again.insert(ticket, open);
                         continue;
                     }
-                    Err(SyncError::BarrierBroken { node, epoch: self.epoch })
+                    Err(SyncError::BarrierBroken { node, epoch: self.epoch() })
                 }
                 _ => Err(SyncError::ValueLost { node }),
             };
@@ -262,12 +266,11 @@ impl<R> SyncClient<R> {
                 holds.entry(home).or_default().push(hold.clone());
             }
         }
-        let others = (0..self.nodes).filter_map(NodeId::new);
-        for to in others.filter(|node| !self.lost.contains(*node)) {
+        for to in NodeSet::first(self.nodes).minus(self.lost).iter() {
             let mut rest = holds.remove(&to).unwrap_or_default();
             loop {
                 let holds: Vec<Hold> = rest.drain(..rest.len().min(HOLDS_PER_PART)).collect();
-                let report = SyncReport { epoch: self.epoch, last: rest.is_empty(), holds };
+                let report = SyncReport { epoch: self.epoch(), last: rest.is_empty(), holds };
                 let last = report.last;
                 out.push(ClientOutput::Send { to, message: ToHome::Report(report) });
                 if last {
@@ -281,7 +284,7 @@ impl<R> SyncClient<R> {
     fn send(&mut self, ticket: u64, open: Open<R>) -> Option<ClientOutput<R>> {
         let home = home_of(&open.name, self.nodes, self.lost)?;
         let (name, op) = (open.name.clone(), open.op);
-        let request = SyncRequest { ticket, epoch: self.epoch, name, op };
+        let request = SyncRequest { ticket, epoch: self.epoch(), name, op };
         self.open.insert(ticket, open);
         Some(ClientOutput::Send { to: home, message: ToHome::Request(request) })
     }

@@ -25,10 +25,8 @@ pub struct SyncHome {
     nodes: usize,
     objects: Objects,
     lost: NodeSet,
-    /// How many nodes are lost.
-    epoch: u16,
-    /// What `lost` was, from the beginning on; the last is what it is.
-    losses: Vec<NodeSet>,
+    /// What `lost` was before each loss, from the beginning on.
+    before: Vec<NodeSet>,
     /// What `lost` was when all objects that had moved here were rebuilt.
     rebuilt: NodeSet,
     reports: Vec<Reports>,
@@ -54,8 +52,7 @@ impl SyncHome {
             nodes,
             objects: Objects::new(),
             lost: NodeSet::EMPTY,
-            epoch: 0,
-            losses: vec![NodeSet::EMPTY],
+            before: Vec::new(),
             rebuilt: NodeSet::EMPTY,
             reports: vec![Reports::default(); nodes],
             waiting: VecDeque::new(),
@@ -114,25 +111,33 @@ impl SyncHome {
         out
     }
 
-    /// `lost` are all nodes that were ever lost, `epoch` their number: they have stopped. What they
-    /// held is abandoned, who waits at a barrier is told, and what moves here is rebuilt.
-    pub fn lost(&mut self, lost: NodeSet, epoch: u16) -> Vec<Addressed> {
+    /// `lost` are all nodes that were ever lost: they have stopped. What they held is abandoned, who
+    /// waits at a barrier is told, and what moves here is rebuilt.
+    pub fn lost(&mut self, lost: NodeSet) -> Vec<Addressed> {
         let mut out = Vec::new();
-        let new = lost.minus(self.lost);
-        if epoch <= self.epoch || new.is_empty() {
+        if lost.len() <= self.lost.len() {
             return out;
         }
-        self.lost = lost;
-        self.epoch = epoch;
-        self.forget(new, self.broken(), &mut out);
-        self.losses.push(lost);
+        self.before.push(std::mem::replace(&mut self.lost, lost));
+        self.forget(&mut out);
         self.rebuild();
         self.serve_waiting(&mut out);
         out
     }
 
-    fn forget(&mut self, gone: NodeSet, broken: SyncError, out: &mut Vec<Addressed>) {
+    /// How many losses this home was told of.
+    fn epoch(&self) -> u16 {
+        self.lost.len() as u16
+    }
+
+    /// The nodes of the last loss.
+    fn newly_lost(&self) -> NodeSet {
+        self.lost.minus(self.before.last().copied().unwrap_or(NodeSet::EMPTY))
+    }
+
+    fn forget(&mut self, out: &mut Vec<Addressed>) {
         let (me, nodes) = (self.me, self.nodes);
+        let (gone, broken) = (self.newly_lost(), self.broken());
         let is_moved = |name: &SyncName| home_of(name, nodes, NodeSet::EMPTY) != Some(me);
         self.objects.forget(gone, broken, is_moved, out);
         self.waiting.retain(|(from, _)| !gone.contains(*from));
@@ -148,10 +153,8 @@ impl SyncHome {
 
     /// What is said of a meeting that a loss ended.
     fn broken(&self) -> SyncError {
-        let before = self.losses.iter().rev().find(|before| **before != self.lost);
-        let new = self.lost.minus(before.copied().unwrap_or(NodeSet::EMPTY));
-        let node = new.iter().next().unwrap_or(self.me);
-        SyncError::BarrierBroken { node, epoch: self.epoch }
+        let node = self.newly_lost().iter().next().unwrap_or(self.me);
+        SyncError::BarrierBroken { node, epoch: self.epoch() }
     }
 
     /// The last home of `name` before this one, which was lost; none if it did not move.
@@ -159,7 +162,7 @@ impl SyncHome {
         if home_of(name, self.nodes, NodeSet::EMPTY) == Some(self.me) {
             return None;
         }
-        let homes = self.losses.iter().rev().map(|lost| home_of(name, self.nodes, *lost));
+        let homes = self.before.iter().rev().map(|lost| home_of(name, self.nodes, *lost));
         homes.flatten().find(|home| *home != self.me)
     }
 
@@ -167,7 +170,7 @@ impl SyncHome {
     fn take(&mut self, from: NodeId, request: SyncRequest, out: &mut Vec<Addressed>) {
         let owner = Owner { node: from, ticket: request.ticket };
         let home = |lost| home_of(&request.name, self.nodes, lost);
-        if request.epoch > self.epoch {
+        if request.epoch > self.epoch() {
             return self.keep(from, request, out);
         }
         if home(self.lost) != Some(self.me) {
@@ -175,7 +178,7 @@ impl SyncHome {
             return out.push(reply(owner, Err(SyncError::NotHome)));
         }
         let meets = matches!(request.op, SyncOp::BarrierWait { .. });
-        if meets && request.epoch < self.epoch {
+        if meets && request.epoch < self.epoch() {
             // It began to wait before it knew of a loss, and may count on a lost node.
             return out.push(reply(owner, Err(self.broken())));
         }
@@ -210,9 +213,9 @@ impl SyncHome {
     /// Installs the moved locks that nodes hold, once all have told; says whether that is now. If one
     /// has told of a later loss, its report goes with that.
     fn rebuild(&mut self) -> bool {
+        let epoch = self.epoch();
         let is_complete = |(index, reports): (usize, &Reports)| {
-            reports.complete == self.epoch
-                || NodeId::new(index).is_none_or(|it| self.lost.contains(it))
+            reports.complete == epoch || NodeId::new(index).is_none_or(|it| self.lost.contains(it))
         };
         if self.rebuilt == self.lost || !self.reports.iter().enumerate().all(is_complete) {
             return false;
@@ -223,7 +226,7 @@ impl SyncHome {
                 continue;
             };
             let (now, later): (Vec<_>, _) =
-                reports.holds.drain(..).partition(|(epoch, _)| *epoch <= self.epoch);
+                reports.holds.drain(..).partition(|(of, _)| *of <= epoch);
             reports.holds = later;
             for (_, hold) in now {
                 self.install(node, &hold);

@@ -94,7 +94,7 @@ pub fn home_of(name: &SyncName, nodes: usize, lost: NodeSet) -> Option<NodeId> {
     let index = (u128::from(xxh3_64(bytes)) * nodes as u128) >> 64;
     let first = if nodes == 0 { None } else { NodeId::new(index as usize) };
     first.filter(|home| !lost.contains(*home)).or_else(|| {
-        let survivors = (0..nodes).filter_map(NodeId::new).filter(|node| !lost.contains(*node));
+        let survivors = NodeSet::first(nodes).minus(lost).iter();
         survivors.max_by_key(|node| (xxh3_64_with_seed(bytes, node.index() as u64 + 1), *node))
     })
 }

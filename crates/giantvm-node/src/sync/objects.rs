@@ -177,17 +177,12 @@ impl Objects {
             SyncOp::MutexTryLock | SyncOp::ReadTryLock | SyncOp::WriteTryLock => {
                 self.lock(owner, name, op, moved, false)
             }
-            SyncOp::MutexUnlock { holder } => {
-                let holder = Owner { ticket: holder, ..owner };
-                self.unlock(holder, name, Kind::Mutex, Mode::Alone, out).map(Some)
-            }
-            SyncOp::ReadUnlock { holder } => {
-                let holder = Owner { ticket: holder, ..owner };
-                self.unlock(holder, name, Kind::RwLock, Mode::Shared, out).map(Some)
-            }
-            SyncOp::WriteUnlock { holder } => {
-                let holder = Owner { ticket: holder, ..owner };
-                self.unlock(holder, name, Kind::RwLock, Mode::Alone, out).map(Some)
+            SyncOp::MutexUnlock { holder }
+            | SyncOp::ReadUnlock { holder }
+            | SyncOp::WriteUnlock { holder }
+            | SyncOp::GiveBack { holder } => {
+                let held = op.releases().and_then(|(_, held)| held);
+                self.unlock(Owner { ticket: holder, ..owner }, name, held, out).map(Some)
             }
             SyncOp::BarrierWait { parties } => self.barrier(owner, name, parties, out),
             SyncOp::CounterAdd { .. }
@@ -197,10 +192,6 @@ impl Objects {
             SyncOp::Cancel { waiter } => {
                 let waiter = Owner { ticket: waiter, ..owner };
                 Ok(Some(self.cancel(waiter, name, out)))
-            }
-            SyncOp::GiveBack { holder } => {
-                let holder = Owner { ticket: holder, ..owner };
-                self.give_back(holder, name, out).map(Some)
             }
         }
     }
@@ -238,40 +229,27 @@ impl Objects {
         Ok(outcome)
     }
 
+    /// Takes away what `holder` holds as `held`; or gives it back, in whatever way it is held.
     fn unlock(
         &mut self,
         holder: Owner,
         name: &SyncName,
-        kind: Kind,
-        mode: Mode,
+        held: Option<Held>,
         out: &mut Vec<Addressed>,
     ) -> Result<Outcome, SyncError> {
         let object = self.objects.get_mut(name).ok_or(SyncError::NotHolder)?;
-        let found = object.kind();
-        if found != kind {
-            return Err(SyncError::KindMismatch { found, wanted: kind });
+        let (found, way) = (object.kind(), held.map(kind_and_mode));
+        if let Some((wanted, _)) = way.filter(|(wanted, _)| *wanted != found) {
+            return Err(SyncError::KindMismatch { found, wanted });
         }
         let (Object::Mutex(lock) | Object::RwLock(lock)) = object else {
             return Err(SyncError::NotHolder);
         };
-        if !lock.unlock(holder, mode) {
-            return Err(SyncError::NotHolder);
-        }
-        out.extend(granted(lock.admit()));
-        self.drop_ticket(holder);
-        Ok(Outcome::Unlocked)
-    }
-
-    fn give_back(
-        &mut self,
-        holder: Owner,
-        name: &SyncName,
-        out: &mut Vec<Addressed>,
-    ) -> Result<Outcome, SyncError> {
-        let Some(Object::Mutex(lock) | Object::RwLock(lock)) = self.objects.get_mut(name) else {
-            return Err(SyncError::NotHolder);
+        let held = match way {
+            Some((_, mode)) => lock.unlock(holder, mode),
+            None => lock.give_back(holder),
         };
-        if !lock.give_back(holder) {
+        if !held {
             return Err(SyncError::NotHolder);
         }
         out.extend(granted(lock.admit()));

@@ -59,7 +59,7 @@ impl Home {
     }
 
     fn lost(&mut self, lost: &[usize]) -> Vec<(usize, u64, Result)> {
-        plain(self.0.lost(set(lost), lost.len() as u16))
+        plain(self.0.lost(set(lost)))
     }
 
     /// All but node 0 and the lost ones report nothing; then node 0.
@@ -307,7 +307,7 @@ fn what_was_asked_of_a_lost_home_ends_or_is_sent_again() {
     for (ticket, op) in ops {
         assert_eq!(client.request(ticket, x.clone(), op, ticket).len(), 1);
     }
-    let output = client.lost(set(&[3]), 1);
+    let output = client.lost(set(&[3]));
     let broken = SyncError::BarrierBroken { node: node(3), epoch: 1 };
     let ends = [
         (7, Ok(Unlocked)),
@@ -340,7 +340,7 @@ fn a_long_report_comes_in_parts() {
         client.request(ticket, name, LOCK, ticket);
         client.reply(node(3), &SyncReply { ticket, result: Ok(Granted) });
     }
-    let parts = sent(client.lost(set(&[3]), 1)).into_iter().filter(|(to, _)| *to == 0);
+    let parts = sent(client.lost(set(&[3]))).into_iter().filter(|(to, _)| *to == 0);
     let parts = parts.map(|(_, message)| match message {
         ToHome::Report(report) => (report.holds.len(), report.last),
         ToHome::Request(request) => panic!("{request:?}"),
@@ -359,7 +359,7 @@ fn who_waits_at_a_barrier_is_told_of_a_loss_when_its_node_is() {
     assert_eq!(meet(&mut client, 1), [(0, request(0, 1, &x, all))]);
     let broken = Err(SyncError::BarrierBroken { node: node(3), epoch: 1 });
     assert_eq!(client.reply(node(0), &SyncReply { ticket: 1, result: broken }), []);
-    assert_eq!(answers(&client.lost(set(&[3]), 1)), [(1, broken)]);
+    assert_eq!(answers(&client.lost(set(&[3]))), [(1, broken)]);
     assert_eq!(client.parties_of_all_survivors(), 3);
     let three = SyncOp::BarrierWait { parties: 3 };
     assert_eq!(meet(&mut client, 2), [(0, request(1, 2, &x, three))]);

@@ -196,9 +196,9 @@ impl<'a> World<'a> {
         }
         self.sites[index].told = told;
         let lost = self.lost(told);
-        let replies = self.sites[index].home.lost(lost, told as u16);
+        let replies = self.sites[index].home.lost(lost);
         self.replies(index, replies);
-        let output = self.sites[index].client.lost(lost, told as u16);
+        let output = self.sites[index].client.lost(lost);
         self.output(index, output);
     }
 

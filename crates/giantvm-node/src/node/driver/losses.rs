@@ -15,7 +15,7 @@ use dsm_core::types::{NodeId, NodeSet, Page, RegionId};
 use super::{Driver, lock};
 use crate::control::RegionMessage;
 use crate::node::api::NodeError;
-use crate::node::lost::{Loss, Lost};
+use crate::node::lost::{Loss, Lost, mark_lost};
 use crate::node::region::bytes;
 
 /// What the control thread knows of losses.
@@ -36,7 +36,7 @@ pub(super) struct Losses {
     /// What was lost of each region that has settled.
     settled: HashMap<RegionId, Vec<Range<Page>>>,
     /// Orders that follow a loss that this node does not know of yet.
-    early: Vec<(u16, RegionMessage)>,
+    early: Vec<RegionMessage>,
 }
 
 /// The parts of a region that have settled.
@@ -57,15 +57,9 @@ impl Losses {
         self.frail
     }
 
-    /// Keeps an order until this node knows of as many losses as who gave it. What it is about may be
-    /// closed before that.
-    pub(super) fn keep(&mut self, gone: u16, order: RegionMessage) {
-        self.early.push((gone, order));
-    }
-
-    pub(super) fn forget_order(&mut self, region: RegionId) {
-        let is_it = |order: &RegionMessage| matches!(order, RegionMessage::Open { region: it, .. } if *it == region);
-        self.early.retain(|(_, order)| !is_it(order));
+    /// Keeps an order until this node knows of as many losses as who gave it.
+    pub(super) fn keep(&mut self, order: RegionMessage) {
+        self.early.push(order);
     }
 
     /// One of the `parts` of a region has settled.
@@ -115,7 +109,7 @@ impl Driver {
     /// From now on these are the members: whoever else was has certainly stopped, or left.
     pub(super) fn new_epoch(&mut self, epoch: u64, members: NodeSet) {
         log::info!("epoch {epoch}: {members:?}");
-        let all: NodeSet = (0..self.setup.config.nodes.len()).filter_map(NodeId::new).collect();
+        let all = NodeSet::first(self.setup.config.nodes.len());
         let gone = all.minus(members).minus(self.losses.gone);
         let ended = lock(&self.setup.shared.lost).is_some();
         if gone.is_empty() || ended || self.leaving || self.losses.frail {
@@ -136,8 +130,10 @@ impl Driver {
             let orders = directory.nodes_gone(gone);
             self.send_regions(orders);
         }
-        self.obey_early();
-        self.sync_lost(self.losses.gone, self.losses.epoch());
+        for order in std::mem::take(&mut self.losses.early) {
+            self.open_in_order(order);
+        }
+        self.sync_lost(self.losses.gone);
         self.tell_program();
     }
 
@@ -160,9 +156,7 @@ impl Driver {
         let (names, reasons) = self.losses.names_and_reasons();
         if !names.is_empty() {
             // Before the first page is poisoned.
-            for registration in lock(&self.setup.shared.registrations).iter() {
-                registration.mark_lost(&names, &reasons);
-            }
+            mark_lost(&self.setup.shared.registrations, &names, &reasons);
         }
         self.losses.settled.clear();
         self.losses.settling = lock(&self.setup.shared.regions)
@@ -183,27 +177,17 @@ impl Driver {
 
     /// A region that is closed settles no more.
     pub(super) fn forget_region(&mut self, region: RegionId) {
-        self.losses.forget_order(region);
+        let is_it = |order: &RegionMessage| matches!(order, RegionMessage::Open { region: it, .. } if *it == region);
+        self.losses.early.retain(|order| !is_it(order));
         self.losses.settling.remove(&region);
         self.losses.settled.remove(&region);
         self.tell_program();
     }
 
-    /// Obeys orders that came before the loss that they follow.
-    fn obey_early(&mut self) {
-        let epoch = self.losses.epoch();
-        let (due, early): (Vec<_>, _) = std::mem::take(&mut self.losses.early)
-            .into_iter()
-            .partition(|(gone, _)| *gone <= epoch);
-        self.losses.early = early;
-        for (_, order) in due {
-            self.open_in_order(order);
-        }
-    }
-
     /// Tells the program of losses that all regions have settled after.
     fn tell_program(&mut self) {
-        if !self.losses.settling.is_empty() {
+        let Losses { outlived, told, settling, .. } = &self.losses;
+        if *told == outlived.len() || !settling.is_empty() {
             return;
         }
         let regions = lock(&self.setup.shared.regions).clone();
@@ -211,9 +195,7 @@ impl Driver {
         for (name, open) in regions {
             let lost = self.losses.settled.get(&open.region).cloned().unwrap_or_default();
             let pages: u64 = lost.iter().map(|range| range.end.0 - range.start.0).sum();
-            if self.losses.told < self.losses.outlived.len() {
-                log::warn!("region {name:?} goes on; {pages} of its pages are lost");
-            }
+            log::warn!("region {name:?} goes on; {pages} of its pages are lost");
             ranges.insert(name, lost.into_iter().map(bytes).collect());
         }
         for lost in self.losses.outlived.iter().skip(self.losses.told) {

@@ -1,5 +1,6 @@
 //! What the control thread does for locks, barriers, counters and regions.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use dsm_core::engine::RegionSpec;
@@ -29,12 +30,12 @@ impl Driver {
     }
 
     /// Has locks, barriers and counters go on without lost nodes, which have certainly stopped:
-    /// `lost` are all that were ever lost, `epoch` is their number. Each survivor must be told of
-    /// each loss, or be lost itself, in its own time; it may be told of several at once.
-    pub(super) fn sync_lost(&mut self, lost: NodeSet, epoch: u16) {
-        let replies = self.home.lost(lost, epoch);
+    /// `lost` are all that were ever lost. Each survivor must be told of each loss, or be lost
+    /// itself, in its own time; it may be told of several at once.
+    pub(super) fn sync_lost(&mut self, lost: NodeSet) {
+        let replies = self.home.lost(lost);
         self.answer(replies);
-        let output = self.sync.lost(lost, epoch);
+        let output = self.sync.lost(lost);
         self.sync_output(output);
     }
 
@@ -104,13 +105,7 @@ impl Driver {
     pub(super) fn handle_region(&mut self, from: NodeId, message: RegionMessage) {
         let from_deciding = from.index() == 0;
         match message {
-            RegionMessage::Open { gone, .. } if from_deciding => {
-                if gone > self.losses.epoch() {
-                    self.losses.keep(gone, message);
-                } else {
-                    self.open_in_order(message);
-                }
-            }
+            RegionMessage::Open { .. } if from_deciding => self.open_in_order(message),
             RegionMessage::Create { ticket, name, bytes, overcommit, recover } => {
                 if let Some(directory) = &mut self.directory {
                     let wanted = Wanted { name: &name, bytes, overcommit, recover };
@@ -141,15 +136,18 @@ impl Driver {
         }
     }
 
-    /// Opens a region as the directory orders. An order from before a loss that this node knows of is void:
-    /// another will come from the directory when it knows of it, too.
+    /// Opens a region as the directory orders. An order that follows a loss that this node does not know of
+    /// is kept until it does; one from before a loss that it knows of is void: another will come from the
+    /// directory when it knows of it, too.
     pub(super) fn open_in_order(&mut self, order: RegionMessage) {
-        let RegionMessage::Open { region, name, bytes, recover, gone } = order else { return };
-        if gone != self.losses.epoch() {
-            return;
+        let RegionMessage::Open { region, ref name, bytes, recover, gone } = order else { return };
+        match gone.cmp(&self.losses.epoch()) {
+            Ordering::Less => return,
+            Ordering::Equal => {}
+            Ordering::Greater => return self.losses.keep(order),
         }
         let ticket = u64::from(region.0);
-        let answer = match self.open_here(region, &name, bytes, recover) {
+        let answer = match self.open_here(region, name, bytes, recover) {
             Ok(()) => RegionMessage::Created { ticket, region },
             Err(reason) => RegionMessage::Refused { ticket, reason },
         };
