@@ -129,6 +129,15 @@ class NodeProcess:
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        """Ends it, and waits for that: it must not be asked to leave at the end of the test."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def stop(self) -> None:
+        """Stops it; at the end of the test it must run again, or have been killed."""
+        self.signal(signal.SIGSTOP)
+
     def wait(self) -> int:
         """Its exit status, negative for a signal; an error if it does not end."""
         self._process.join(ANSWER_S)

@@ -9,6 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from cluster import Cluster
+    from network import Network
     from testbed import Testbed
 
 
@@ -28,6 +29,15 @@ def shared_three() -> Iterator[Cluster]:
 
     with Cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    """Machines for three nodes, kept for all tests of a module, which mend what they cut."""
+    from network import Network
+
+    with Network(3) as network:
+        yield network
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ pytest.importorskip("giantvm._native", reason="the native module is not built")
 import giantvm.cli
 from cluster import ANSWER_S, Cluster, NodeProcess, Site
 from etcd import Etcd
+from losing import Way, cut, kill, stop
 from network import Network
 from test_lost_node import load
 from test_lost_recovered import check_survivors, finds_out, keep_counting, open_load
@@ -87,22 +88,6 @@ def test_nodes_meet_through_etcd_and_status_finds_them(
         assert [line.split()[:1] for line in lines[1:4]] == [["a"], ["b"], ["c"]]
     assert giantvm.cli.main(["status", "--config", str(file)]) == 1
     assert "knows no node of" in capsys.readouterr().err
-
-
-Way = Callable[[Cluster, int], None]
-
-
-def kill(cluster: Cluster, victim: int) -> None:
-    cluster.nodes[victim].signal(signal.SIGKILL)
-
-
-def stop(cluster: Cluster, victim: int) -> None:
-    cluster.nodes[victim].signal(signal.SIGSTOP)
-
-
-def cut(cluster: Cluster, victim: int) -> None:
-    assert cluster.network is not None
-    cluster.network.cut(victim)
 
 
 def cut_from_etcd(cluster: Cluster, victim: int) -> None:

@@ -11,7 +11,6 @@ import random
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -50,13 +49,6 @@ SILENT: Final = rf"(the deciding node `n0` didn't hear it|.* not heard) for {TIM
 @pytest.fixture(scope="module")
 def programs() -> Programs:
     return built()
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Network]:
-    """Machines for all tests here, which mend what they cut."""
-    with Network(len(PLACES)) as network:
-        yield network
 
 
 def only(happenings: list[Happening], pattern: str, run: GuestRun) -> Happening:

@@ -11,7 +11,6 @@ import os
 import random
 import re
 import signal
-from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from cluster import EXIT_LOST, Answer, Cluster, NodeProcess, Site
 from giantvm import PAGE_SIZE
+from losing import Way, cut, kill, on_machines, stop
 from network import Network
 
 PAGES = 4096
@@ -60,29 +60,6 @@ def load(cluster: Cluster, seed: int) -> list[Answer]:
     """Starts the load on all nodes."""
     cluster.each(open_load)
     return [node.begin(keep_busy, seed) for node in cluster.nodes]
-
-
-Way = Callable[[Cluster, int], None]
-
-
-def kill(cluster: Cluster, victim: int) -> None:
-    cluster.nodes[victim].signal(signal.SIGKILL)
-
-
-def stop(cluster: Cluster, victim: int) -> None:
-    cluster.nodes[victim].signal(signal.SIGSTOP)
-
-
-def cut(cluster: Cluster, victim: int) -> None:
-    assert cluster.network is not None
-    cluster.network.cut(victim)
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Network]:
-    """Machines for all tests here, which mend what they cut."""
-    with Network(3) as network:
-        yield network
 
 
 def ends_as_stated(node: NodeProcess, losable: str) -> None:
@@ -132,14 +109,7 @@ def lose_one(way: Way, victim: int, seed: int, network: Network | None) -> None:
 
 
 def lose_one_of(way: Way, victim: int, seed: int, request: pytest.FixtureRequest) -> None:
-    if way is not cut:
-        return lose_one(way, victim, seed, None)
-    network: Network = request.getfixturevalue("network")
-    try:
-        lose_one(way, victim, seed, network)
-    finally:
-        network.mend(victim)
-    return None
+    on_machines(way, victim, request, lambda network: lose_one(way, victim, seed, network))
 
 
 @pytest.mark.parametrize("way", [kill, stop, cut])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import giantvm
 from cluster import ANSWER_S, EXIT_LOST, Answer, Cluster, NodeProcess, Site
 from giantvm import PAGE_SIZE
+from losing import Way, cut, kill, on_machines, stop
 from network import Network
 
 PAGES = 1536
@@ -92,29 +92,6 @@ def pages_of(part: range) -> range:
     return range(part.start // PAGE_SIZE, part.stop // PAGE_SIZE)
 
 
-Way = Callable[[Cluster, int], None]
-
-
-def kill(cluster: Cluster, victim: int) -> None:
-    cluster.nodes[victim].signal(signal.SIGKILL)
-
-
-def stop(cluster: Cluster, victim: int) -> None:
-    cluster.nodes[victim].signal(signal.SIGSTOP)
-
-
-def cut(cluster: Cluster, victim: int) -> None:
-    assert cluster.network is not None
-    cluster.network.cut(victim)
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Network]:
-    """Machines for all tests here, which mend what they cut."""
-    with Network(3) as network:
-        yield network
-
-
 def check_survivors(survivors: list[NodeProcess], lost: NodeProcess, answers: list[Answer]) -> None:
     """They agree on what is lost, and each store of theirs to any other page is there."""
     for answer in answers:
@@ -146,7 +123,7 @@ def finds_out(node: NodeProcess, answer: Answer) -> None:
     raise AssertionError(f"node {node.name} goes on\n{node.log()}")
 
 
-def lose_one(way: Way, victim: int, seed: int, network: Network | None = None) -> None:
+def lose_one(way: Way, victim: int, seed: int, network: Network | None) -> None:
     with Cluster(timeout_ms=TIMEOUT_MS, network=network) as cluster:
         cluster.each(open_load)
         answers = [node.begin(keep_counting, seed) for node in cluster.nodes]
@@ -175,14 +152,7 @@ def lose_one(way: Way, victim: int, seed: int, network: Network | None = None) -
 
 
 def lose_one_of(way: Way, victim: int, seed: int, request: pytest.FixtureRequest) -> None:
-    if way is not cut:
-        return lose_one(way, victim, seed)
-    network: Network = request.getfixturevalue("network")
-    try:
-        lose_one(way, victim, seed, network)
-    finally:
-        network.mend(victim)
-    return None
+    on_machines(way, victim, request, lambda network: lose_one(way, victim, seed, network))
 
 
 @pytest.mark.parametrize("way", [kill, stop, cut])
@@ -215,6 +185,15 @@ def touch_lost(site: Site) -> int:
 
 def write_all(site: Site) -> None:
     site.kept["words"][:, site.node.index] += 1
+
+
+def lose_the_writer(cluster: Cluster) -> None:
+    """The last node has written all pages, and is lost; the others know."""
+    cluster.each(open_load)
+    cluster.call(2, write_all)
+    kill(cluster, 2)
+    for index in (0, 1):
+        cluster.call(index, wait_for_loss, 1)
 
 
 def wait_for_loss(site: Site, count: int) -> None:
@@ -271,11 +250,7 @@ def read_bytes(site: Site, where: range) -> set[int]:
 
 def test_lost_ranges_get_new_content() -> None:
     with Cluster(timeout_ms=TIMEOUT_MS) as cluster:
-        cluster.each(open_load)
-        cluster.call(2, write_all)
-        kill(cluster, 2)
-        cluster.call(1, wait_for_loss, 1)
-        cluster.call(0, wait_for_loss, 1)
+        lose_the_writer(cluster)
         whole = cluster.call(0, lost_of)[0]
         first, rest = whole[: 8 * PAGE_SIZE], whole[8 * PAGE_SIZE :]
         cluster.call(0, restore, first, 5)
@@ -303,9 +278,6 @@ def hold_lost(site: Site) -> None:
 
 def test_a_hold_of_a_lost_page_is_an_error() -> None:
     with Cluster(timeout_ms=TIMEOUT_MS) as cluster:
-        cluster.each(open_load)
-        cluster.call(2, write_all)
-        kill(cluster, 2)
-        cluster.call(1, wait_for_loss, 1)
+        lose_the_writer(cluster)
         with pytest.raises(giantvm.PagesLost, match="lost with a node"):
             cluster.call(1, hold_lost)

@@ -22,7 +22,7 @@ pytest.importorskip("giantvm._native", reason="the native module is not built")
 import numpy as np
 
 import giantvm
-from cluster import ANSWER_S, EXIT_LOST, Cluster, NodeProcess, Site
+from cluster import ANSWER_S, EXIT_LOST, Cluster, Site
 from giantvm import PAGE_SIZE
 from network import Network
 
@@ -30,16 +30,6 @@ PAGES = 4096
 TIMEOUT_MS = 1000
 SILENT = r"this node can't reach the deciding node `a`: no answer for \d+ ms"
 """Why a node is out when the first of the list neither speaks nor hangs up."""
-
-
-def kill(node: NodeProcess) -> None:
-    """Waits for its end, too: it must not be asked to leave at the end of the test."""
-    node.signal(signal.SIGKILL)
-    node.wait()
-
-
-def stop(node: NodeProcess) -> None:
-    node.signal(signal.SIGSTOP)
 
 
 def take_all(site: Site) -> None:
@@ -82,7 +72,7 @@ def test_who_waits_learns_of_the_loss(kind: str) -> None:
         cluster.call(0, take_all)
         for index in (1, 2):
             cluster.call(index, open_load)
-        stop(cluster.nodes[0])
+        cluster.nodes[0].stop()
         waiting = [cluster.nodes[index].begin(wait_for, kind) for index in (1, 2)]
         for answer in waiting:
             with pytest.raises(giantvm.NodeLost, match=f"node a is lost: {SILENT}"):
@@ -91,7 +81,7 @@ def test_who_waits_learns_of_the_loss(kind: str) -> None:
             said = [line for line in node.log().splitlines() if "lost node" in line]
             assert len(said) == 1, node.log()
             assert re.fullmatch(rf"giantvm\[{node.name}\]: lost node a: {SILENT}", said[0])
-        kill(cluster.nodes[0])
+        cluster.nodes[0].kill()
 
 
 def own_pages(site: Site) -> None:
@@ -120,7 +110,7 @@ def test_a_system_call_on_lost_pages_raises() -> None:
         cluster.call(0, open_load)
         cluster.call(2, own_pages)
         answer = cluster.nodes[0].begin(write_lost_pages)
-        kill(cluster.nodes[2])
+        cluster.nodes[2].kill()
         assert answer.result() != 0
 
 
@@ -144,7 +134,7 @@ def try_everything(site: Site) -> list[str]:
 def test_nothing_new_begins_after_the_end() -> None:
     with Cluster(timeout_ms=TIMEOUT_MS) as cluster:
         answer = cluster.nodes[1].begin(try_everything)
-        kill(cluster.nodes[0])
+        cluster.nodes[0].kill()
         errors = answer.result()
         assert len(errors) == 4
         assert all("node a is lost" in error for error in errors)
@@ -179,11 +169,11 @@ def test_the_callback_comes_before_the_access_ends() -> None:
     with Cluster(timeout_ms=TIMEOUT_MS) as cluster:
         cluster.call(1, open_load)
         cluster.call(0, own_pages)
-        stop(cluster.nodes[0])
+        cluster.nodes[0].stop()
         cluster.nodes[1].begin(read_all)
         assert cluster.nodes[1].wait() == EXIT_LOST
         assert (cluster.directory / "b.lost").read_text() == "a"
-        kill(cluster.nodes[0])
+        cluster.nodes[0].kill()
 
 
 def use_own_pages(site: Site) -> tuple[int, str]:
@@ -203,7 +193,7 @@ def use_own_pages(site: Site) -> tuple[int, str]:
 def test_pages_that_a_node_owns_alone_stay_its_own() -> None:
     with Cluster(timeout_ms=TIMEOUT_MS) as cluster:
         cluster.call(1, own_pages)
-        kill(cluster.nodes[0])
+        cluster.nodes[0].kill()
         total, told = cluster.call(1, use_own_pages)
         assert total == 2 * PAGES * PAGE_SIZE
         assert "node a is lost" in told
@@ -217,7 +207,7 @@ def test_a_node_that_resumes_learns_that_it_is_out() -> None:
     with Cluster(timeout_ms=TIMEOUT_MS) as cluster:
         cluster.call(2, own_pages)
         lost = cluster.nodes[2]
-        stop(lost)
+        lost.stop()
         stopped_ms = boot_ms()
         cluster.call(0, wait_for_loss)
         while boot_ms() < stopped_ms + 2 * TIMEOUT_MS:

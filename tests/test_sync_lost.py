@@ -7,7 +7,6 @@ is another matter.
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -22,17 +21,6 @@ from cluster import Cluster, NodeProcess, Site
 
 TIMEOUT_MS = 1000
 NAMES = [f"object {number}" for number in range(24)]
-
-
-def kill(node: NodeProcess) -> None:
-    """Waits for its end, too: it must not be asked to leave at the end of the test."""
-    node.signal(signal.SIGKILL)
-    node.wait()
-
-
-def stop(node: NodeProcess) -> None:
-    """It must be killed before the end of the test."""
-    node.signal(signal.SIGSTOP)
 
 
 def take_all(site: Site) -> None:
@@ -57,7 +45,7 @@ def take_twice(site: Site) -> list[list[str | None]]:
     return found
 
 
-@pytest.mark.parametrize("way", [kill, stop])
+@pytest.mark.parametrize("way", [NodeProcess.kill, NodeProcess.stop])
 def test_locks_of_a_lost_node_are_had_by_those_who_wait(
     way: Callable[[NodeProcess], None],
 ) -> None:
@@ -73,8 +61,8 @@ def test_locks_of_a_lost_node_are_had_by_those_who_wait(
         readers = {told for told, *_ in found[: len(NAMES)]}
         assert readers == {None, "c"}
         assert cluster.call(0, take_twice) == [[None] * 4] * (2 * len(NAMES))
-        if way is stop:
-            kill(cluster.nodes[2])
+        if way is NodeProcess.stop:
+            cluster.nodes[2].kill()
 
 
 def try_all(site: Site) -> list[float]:
@@ -92,9 +80,9 @@ def try_all(site: Site) -> list[float]:
 def test_who_gives_up_while_a_home_is_silent_is_late_but_not_stuck() -> None:
     with Cluster(timeout_ms=TIMEOUT_MS) as cluster:
         cluster.call(0, hold_all)
-        stop(cluster.nodes[2])
+        cluster.nodes[2].stop()
         took = cluster.call(1, try_all)
-        kill(cluster.nodes[2])
+        cluster.nodes[2].kill()
         cluster.call(0, release_all)
         assert cluster.call(1, take_each) == [None] * len(NAMES)
     assert len(took) == len(NAMES)
@@ -140,7 +128,7 @@ def test_a_survivor_keeps_its_locks_though_their_homes_are_lost() -> None:
     with Cluster(timeout_ms=TIMEOUT_MS) as cluster:
         cluster.call(0, hold_all)
         waits = cluster.nodes[1].begin(take_each)
-        kill(cluster.nodes[2])
+        cluster.nodes[2].kill()
         assert cluster.call(0, cant_take) == len(NAMES)
         cluster.call(0, release_all)
         assert waits.result() == [None] * len(NAMES)
@@ -165,7 +153,7 @@ def test_a_meeting_is_broken_once_and_the_others_meet_again() -> None:
     with Cluster(timeout_ms=TIMEOUT_MS) as cluster:
         waits = [cluster.nodes[index].begin(meet_all) for index in (0, 1)]
         cluster.nodes[2].link.poll(0.3)
-        kill(cluster.nodes[2])
+        cluster.nodes[2].kill()
         # The second may come when all know of the loss.
         assert max(answer.result() for answer in waits) == 1
 
@@ -194,7 +182,7 @@ def count_on(site: Site) -> list[str]:
 def test_counters_are_kept_but_those_of_the_lost_node() -> None:
     with Cluster(timeout_ms=TIMEOUT_MS) as cluster:
         assert cluster.call(2, count) == [0] * len(NAMES)
-        kill(cluster.nodes[2])
+        cluster.nodes[2].kill()
         assert set(cluster.call(1, count_on)) == {"1", "lost"}
         assert cluster.call(0, count) == [0] * len(NAMES)
 
@@ -225,7 +213,7 @@ def test_two_losses_under_load(seed: int) -> None:
         running = [node.begin(use_for_ever, "stop") for node in cluster.nodes]
         for victim in (2, 3):
             cluster.nodes[victim].link.poll(0.3 + 0.2 * seed)
-            kill(cluster.nodes[victim])
+            cluster.nodes[victim].kill()
         cluster.nodes[0].link.poll(4)
         finish(cluster.directory, "stop")
         assert sum(answer.result() for answer in running[:2]) > 0
@@ -235,5 +223,5 @@ def test_closing_waits_for_those_that_are_left() -> None:
     with Cluster(timeout_ms=TIMEOUT_MS) as cluster:
         cluster.nodes[0].leave()
         cluster.nodes[1].link.poll(0.3)
-        kill(cluster.nodes[2])
+        cluster.nodes[2].kill()
         # The end of the block has the other one leave, and both end well.
