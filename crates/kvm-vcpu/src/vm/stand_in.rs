@@ -7,16 +7,22 @@
 //! start-up, whose vector is in CS.
 //!
 //! While its loop runs it is marked as the boot processor, because KVM then answers an INIT by
-//! beginning at the reset vector, in a page of ours, and drops a start-up, instead of beginning where
-//! a start-up that follows says. So an INIT that meets a busy stand-in is noticed too. A start-up
-//! that follows it before the stand-in has reached the reset page is dropped, as a processor does that
-//! is not ready for it: after the 10 ms that the MultiProcessor Specification (B.4) asks for it is.
+//! beginning at the reset vector, in a page of ours, instead of running the guest's code where a
+//! start-up that follows says. So an INIT that meets a busy stand-in is noticed too. Kernels of today
+//! send the start-up at once, without the 10 ms of the MultiProcessor Specification (B.4), and to a
+//! boot processor KVM drops it; but it keeps the vector, which the stand-in then has carried out. To
+//! tell it from that of an earlier start-up, it is set to one that no start-up has: once the earlier
+//! one's repetition, which kernels send too, can no longer come. Until then a vector that is the same
+//! again says nothing, and counts as a start-up only if no other one follows.
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED};
+use kvm_bindings::{
+    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED,
+    KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_SIPI_VECTOR,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::errors::{KvmError, report};
@@ -29,6 +35,14 @@ use super::private::{self, PORT_IDLE, PORT_RESET, PORT_VECTOR};
 const LOOK_MAX: Duration = Duration::from_millis(1);
 const LOOK_MIN: Duration = Duration::from_micros(20);
 
+/// A vector that no start-up has: A0 to BF are reserved (MultiProcessor Specification B.4.2).
+const NO_STARTUP: u8 = 0xbf;
+/// How long after a start-up its repetition may come: far more than the 200 us that the specification
+/// tells the sender to wait.
+const REPETITION: Duration = Duration::from_secs(1);
+/// How long after an INIT a start-up comes: far more than the 10 ms of the specification.
+const STARTUP_COMES: Duration = Duration::from_millis(200);
+
 /// Offset of the trigger mode bits in the state of a local APIC (SDM vol. 3, table 11-1).
 const TRIGGER_MODES: usize = 0x180;
 
@@ -37,6 +51,10 @@ struct StandIn<'a> {
     seat: &'a Seat,
     fd: VcpuFd,
     phase: Phase,
+    /// The vector of the last start-up.
+    last: u8,
+    /// When that came, while KVM may still keep its vector.
+    kept_since: Option<Instant>,
 }
 
 /// What a stand-in is at.
@@ -47,7 +65,11 @@ enum Phase {
     /// It takes interrupts.
     Online,
     /// It has had an INIT.
-    WaitsForStartup { pause: Duration },
+    WaitsForStartup {
+        pause: Duration,
+        /// When it has waited for long enough: a start-up with the last one's vector was dropped.
+        presumed: Option<Instant>,
+    },
 }
 
 /// How a run of the loop ended.
@@ -62,8 +84,10 @@ enum Ran {
 
 /// Gets ready, says so, and forwards interrupts until the machine ends.
 pub(super) fn run(common: &Common, seat: &Seat, fd: VcpuFd, ready: Sender<Result<(), KvmError>>) {
-    let mut stand_in = StandIn { common, seat, fd, phase: Phase::Starting };
-    let began = stand_in.set_up().and_then(|()| stand_in.attend());
+    let phase = Phase::Starting;
+    let mut stand_in = StandIn { common, seat, fd, phase, last: NO_STARTUP, kept_since: None };
+    let began = stand_in.set_up();
+    let began = began.and_then(|()| stand_in.forget_startup()).and_then(|()| stand_in.attend());
     let failed = began.is_err();
     let _ = ready.send(began);
     drop(ready);
@@ -99,28 +123,41 @@ impl StandIn<'_> {
     fn serve(&mut self) -> Result<(), KvmError> {
         match self.phase {
             Phase::Starting => return self.attend(),
-            Phase::WaitsForStartup { pause } => return self.look_for_startup(pause),
+            Phase::WaitsForStartup { pause, presumed } => {
+                return self.look_for_startup(pause, presumed);
+            }
             Phase::Online => {}
         }
         self.set_state(KVM_MP_STATE_UNINITIALIZED)?;
+        let mut told = false;
         match self.fd.run() {
             Ok(exit) => log::debug!("stand-in {}: exit {exit:?} while idle", self.seat.vcpu),
             Err(error) if error.errno() == libc::EAGAIN => {}
             Err(error) if error.errno() == libc::EINTR => {
                 self.seat.kick.came_out();
-                return Ok(());
+                told = true;
             }
             Err(error) => return Err(KvmError::vcpu("KVM_RUN", self.seat.vcpu)(error)),
         }
+        if !told && self.kept_since.is_some_and(|since| since.elapsed() >= REPETITION) {
+            self.forget_startup()?;
+            self.kept_since = None;
+        }
         match self.state()? {
+            KVM_MP_STATE_UNINITIALIZED if told => Ok(()),
             KVM_MP_STATE_UNINITIALIZED => self.attend(),
             KVM_MP_STATE_INIT_RECEIVED => {
-                self.reset();
+                self.reset(None);
                 Ok(())
             }
+            // With a start-up whose vector has just been forgotten.
+            _ if self.startup_vector()? == NO_STARTUP => {
+                self.reset(Some(Instant::now() + STARTUP_COMES));
+                self.set_state(KVM_MP_STATE_INIT_RECEIVED)
+            }
             _ => {
-                self.reset();
-                self.forward_startup()
+                self.reset(None);
+                self.forward_startup(self.startup_vector()?)
             }
         }
     }
@@ -140,8 +177,8 @@ impl StandIn<'_> {
                 }
                 Ran::Reset => {
                     set_boots(self.seat.vcpu, &self.fd, false)?;
-                    self.set_state(KVM_MP_STATE_INIT_RECEIVED)?;
-                    self.reset();
+                    let presumed = self.recover_startup()?;
+                    self.reset(presumed);
                     return Ok(());
                 }
             }
@@ -191,32 +228,75 @@ impl StandIn<'_> {
     }
 
     /// An INIT has come.
-    fn reset(&mut self) {
-        self.phase = Phase::WaitsForStartup { pause: LOOK_MIN };
+    fn reset(&mut self, presumed: Option<Instant>) {
+        self.phase = Phase::WaitsForStartup { pause: LOOK_MIN, presumed };
         self.common.outside.interrupt(self.seat.vcpu, Interrupt::Init);
     }
 
     /// Looks for a start-up without entering the guest, which KVM would do on its own.
-    fn look_for_startup(&mut self, pause: Duration) -> Result<(), KvmError> {
+    fn look_for_startup(
+        &mut self,
+        pause: Duration,
+        presumed: Option<Instant>,
+    ) -> Result<(), KvmError> {
         if self.state()? == KVM_MP_STATE_RUNNABLE {
-            return self.forward_startup();
+            return self.forward_startup(self.startup_vector()?);
+        }
+        if presumed.is_some_and(|at| Instant::now() >= at) {
+            return self.forward_startup(self.last);
         }
         std::thread::sleep(pause);
-        self.phase = Phase::WaitsForStartup { pause: (2 * pause).min(LOOK_MAX) };
+        self.phase = Phase::WaitsForStartup { pause: (2 * pause).min(LOOK_MAX), presumed };
         Ok(())
     }
 
-    /// The vector of the start-up that KVM has carried out, but for the guest's first instruction.
-    fn forward_startup(&mut self) -> Result<(), KvmError> {
+    /// After an INIT that met the loop: has KVM carry out the start-up that came with it, if one
+    /// certainly did; if one may have, until when another one would come.
+    fn recover_startup(&self) -> Result<Option<Instant>, KvmError> {
+        self.set_state(KVM_MP_STATE_SIPI_RECEIVED)?;
+        if self.state()? != KVM_MP_STATE_RUNNABLE {
+            return Ok(None);
+        }
+        let vector = self.startup_vector()?;
+        let came = vector != NO_STARTUP;
+        let doubtful = came && vector == self.last && self.kept_since.is_some();
+        if !came || doubtful {
+            // One that came while this looked still waits in KVM.
+            self.set_state(KVM_MP_STATE_INIT_RECEIVED)?;
+        }
+        Ok(doubtful.then(|| Instant::now() + STARTUP_COMES))
+    }
+
+    /// Has KVM forget the vector of the last start-up; none must wait.
+    fn forget_startup(&self) -> Result<(), KvmError> {
         let vcpu = self.seat.vcpu;
-        let sregs = self.fd.get_sregs().map_err(KvmError::vcpu("KVM_GET_SREGS", vcpu))?;
-        let vector = (sregs.cs.selector >> 8) as u8;
+        let events = self.fd.get_vcpu_events();
+        let mut events = events.map_err(KvmError::vcpu("KVM_GET_VCPU_EVENTS", vcpu))?;
+        events.flags = KVM_VCPUEVENT_VALID_SIPI_VECTOR;
+        events.sipi_vector = u32::from(NO_STARTUP);
+        self.fd.set_vcpu_events(&events).map_err(KvmError::vcpu("KVM_SET_VCPU_EVENTS", vcpu))
+    }
+
+    /// The vector of the start-up that KVM has carried out, but for the guest's first instruction.
+    fn startup_vector(&self) -> Result<u8, KvmError> {
+        let sregs = self.fd.get_sregs();
+        let sregs = sregs.map_err(KvmError::vcpu("KVM_GET_SREGS", self.seat.vcpu))?;
+        Ok((sregs.cs.selector >> 8) as u8)
+    }
+
+    /// A start-up has come, and KVM may have carried it out, but for the guest's first instruction.
+    fn forward_startup(&mut self, vector: u8) -> Result<(), KvmError> {
         self.set_up()?;
+        self.forget_startup()?;
+        (self.last, self.kept_since) = (vector, Some(Instant::now()));
         // Only then the real one: interrupts for it must find the stand-in's APIC switched on.
         while self.phase == Phase::Starting && self.common.gate.order() != Order::End {
             self.attend()?;
         }
-        self.common.outside.interrupt(vcpu, Interrupt::Startup { vector });
+        // Otherwise another INIT has come, and the real one waits for what follows that.
+        if self.phase == Phase::Online {
+            self.common.outside.interrupt(self.seat.vcpu, Interrupt::Startup { vector });
+        }
         Ok(())
     }
 
