@@ -28,6 +28,7 @@ static const struct {
     {"pages", test_pages},
     {"many", test_many},
     {"walks", test_walks},
+    {"memory", test_memory},
 };
 
 /* At CPL 3 on CPU 0. */

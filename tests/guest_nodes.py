@@ -9,6 +9,7 @@ A node logs what happens with the time of the clock that all processes of a mach
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -71,9 +72,14 @@ class GuestRun:
         nodes: int | None = None,
         timeout_ms: int = 10_000,
         network: Network | None = None,
+        ram_mib: int = GUEST_MIB,
+        share_mib: int | None = None,
         options: Sequence[str] = (),
     ) -> None:
-        """CPU i of the guest is on node `places[i]`; the test device is on the last node."""
+        """CPU i of the guest is on node `places[i]`; the test device is on the last node.
+
+        `share_mib` is what each node gives of its memory; far more than the guest has without.
+        """
         self.directory = Path(tempfile.mkdtemp(prefix="gvm-guest-"))
         self.count = nodes or max(places) + 1
         self.result = self.directory / "result"
@@ -89,12 +95,13 @@ class GuestRun:
             command = [
                 *inside,
                 str(programs.node),
-                *(str(index), ",".join(addresses), ",".join(map(str, places)), str(GUEST_MIB)),
+                *(str(index), ",".join(addresses), ",".join(map(str, places)), str(ram_mib)),
                 *(str(programs.guest), "-", test),
                 f"--device={self.count - 1}",
                 f"--result={self.result}",
                 f"--heartbeat-ms={timeout_ms // 10}",
                 f"--timeout-ms={timeout_ms}",
+                *([] if share_mib is None else [f"--share-mib={share_mib}"]),
                 *options,
             ]
             with self._console(index).open("wb") as out, self._log(index).open("wb") as log:
@@ -127,6 +134,26 @@ class GuestRun:
         """A node's log, line by line."""
         found = (_EVENT.fullmatch(line) for line in self.log(node).splitlines())
         return [Happening(int(it[1]), float(it[2]), it[3]) for it in found if it]
+
+    def ended(self, node: int) -> bool:
+        """Whether the node's process has ended."""
+        return self._processes[node].poll() is not None
+
+    def resident(self, node: int) -> int:
+        """Bytes of memory that the guest's RAM takes at a node, as the kernel counts them; 0 where
+        there is none.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            for fd in Path(f"/proc/{self._processes[node].pid}/fd").iterdir():
+                if os.readlink(fd).startswith("/memfd:giantvm:vm:"):
+                    return fd.stat().st_blocks * 512
+        return 0
+
+    def stats(self, node: int) -> dict[str, Any]:
+        """What the memory of a node that has ended did."""
+        lines = (it.text for it in self.happenings(node) if it.text.startswith("stats: "))
+        found: dict[str, Any] = json.loads(list(lines)[-1].removeprefix("stats: "))
+        return found
 
     def signal(self, node: int, number: signal.Signals) -> float:
         """Sends it to a node; when, by the clock of the logs."""

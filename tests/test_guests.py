@@ -11,6 +11,7 @@ the handler's write that lowers the line.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -154,6 +155,36 @@ def test_reads_of_another_nodes_pages_are_read_requests(programs: Programs) -> N
     assert rose(first, "pages_sent") == rose(second, "pages_received") == count
     # A page that is given to write is taken from its owner.
     assert rose(first, "invalidations_received") == 0
+
+
+BEYOND = 2 << 20
+"""What a node may have on top of its share, for its one worker; see docs/operations.md."""
+
+
+def use_all_memory(programs: Programs, places: Sequence[int], ram_mib: int, share_mib: int) -> str:
+    """What the guest says that uses all its RAM, of which no node may have more than its share."""
+    with GuestRun(
+        programs, places, "test=memory rounds=3", ram_mib=ram_mib, share_mib=share_mib
+    ) as run:
+        most = 0
+        while not all(run.ended(node) for node in range(run.count)):
+            most = max(most, *(run.resident(node) for node in range(run.count)))
+            time.sleep(0.01)
+        told = run.passed()
+        evicted = [run.stats(node)["pages_evicted"] for node in range(run.count)]
+    if run.count > 1:
+        assert all(evicted), evicted
+        assert most <= (share_mib << 20) + BEYOND, most
+    return told
+
+
+@pytest.mark.parametrize(
+    "ram_mib", [128, pytest.param(2048, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+)
+def test_a_guest_uses_more_memory_than_any_node_has(programs: Programs, ram_mib: int) -> None:
+    alone = use_all_memory(programs, ONE, ram_mib, ram_mib)
+    assert use_all_memory(programs, TWO, ram_mib, ram_mib * 9 // 16) == alone
+    assert use_all_memory(programs, THREE, ram_mib, ram_mib * 6 // 16) == alone
 
 
 @pytest.mark.long

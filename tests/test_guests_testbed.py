@@ -86,6 +86,12 @@ def said_there(bed: Testbed, places: str, test: str, timeout_s: float = HOSTS_S)
     return told(nodes[0].stdout)
 
 
+def final_counters(ended: list[Result]) -> list[Stats]:
+    """What the memory of the nodes that told so did until the end."""
+    found = (re.findall(r"^\[n\d+ [\d.]+\] stats: (\{.*\})$", it.stderr, re.M) for it in ended)
+    return [json.loads(lines[-1])["counters"] for lines in found if lines]
+
+
 TESTS = [
     "test=smp rounds=3",
     "test=ipi count=20",
@@ -127,6 +133,19 @@ def test_level_triggered_interrupts_over_hosts(hosts: Testbed, places: str) -> N
     assert f"level: lines={2 * count * cpus}" in told
 
 
+@pytest.mark.timeout(1800)
+def test_a_guest_uses_more_memory_than_any_host_gives(hosts: Testbed, programs: Programs) -> None:
+    """All of its 64 MiB; the loader puts its image there, too."""
+    with GuestRun(programs, [0, 0], "test=memory rounds=1") as here:
+        expected = here.passed()
+    nodes = start(hosts, "0,1", "test=memory rounds=1", "--share-mib=40")
+    ended = [node.wait(HOSTS_S) for node in nodes]
+    logs = "\n".join(node.stderr[-3000:] for node in ended)
+    assert [node.status for node in ended] == [0, 0], f"{ended[0].stdout}\n{logs}"
+    assert told(ended[0].stdout) == expected
+    assert all(it["evicted"] for it in final_counters(ended)), logs
+
+
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
@@ -156,8 +175,7 @@ def walked(bed: Testbed, *more: str, program: str = "vm_node") -> tuple[list[Res
     """How the nodes ended whose guest changes page tables that both walk, and what memory did."""
     nodes = start(bed, "0,1", WALKS, "--walk-shared=1", *more, program=program)
     ended = [node.wait(HOSTS_S) for node in nodes]
-    found = (re.findall(r"^\[n\d+ [\d.]+\] stats: (\{.*\})$", it.stderr, re.M) for it in ended)
-    return ended, [json.loads(lines[-1])["counters"] for lines in found if lines]
+    return ended, final_counters(ended)
 
 
 @pytest.mark.timeout(1800)

@@ -31,3 +31,4 @@ void test_sort(void);
 void test_pages(void);
 void test_many(void);
 void test_walks(void);
+void test_memory(void);

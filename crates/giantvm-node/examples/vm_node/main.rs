@@ -38,7 +38,7 @@ fn config(options: &Options) -> NodeConfig {
     let node = |(index, address): (usize, &String)| NodeSpec {
         name: format!("n{index}"),
         address: address.clone(),
-        memory_bytes: 1 << 30,
+        memory_bytes: options.share_bytes.unwrap_or(1 << 30),
     };
     NodeConfig {
         etcd: None,
@@ -75,7 +75,7 @@ fn spec(options: &Options) -> VmSpec {
         devices,
         virtio: options.virtio.clone(),
         hide: options.hide.clone(),
-        overcommit: true,
+        overcommit: options.share_bytes.is_none(),
         tsc: options.tsc,
         walk_shared: options.walk_shared,
         kvm: "/dev/kvm".into(),

@@ -12,6 +12,8 @@ pub(crate) struct Options {
     /// The node of each vCPU.
     pub(crate) places: Vec<usize>,
     pub(crate) ram_bytes: u64,
+    /// What each node gives of its memory; then all of them together have to suffice.
+    pub(crate) share_bytes: Option<u64>,
     pub(crate) kernel: PathBuf,
     pub(crate) initrd: Option<PathBuf>,
     pub(crate) cmdline: String,
@@ -36,6 +38,7 @@ const USAGE: &str = "\
 vm_node INDEX ADDRESS,ADDRESS,... VCPU_NODE,VCPU_NODE,... MIB KERNEL INITRD|- CMDLINE [HIDE,...]
     --device=NODE        the test device of guests/README.md, and marks on all nodes
     --result=FILE        memory that the guest names as its result, when it has ended
+    --share-mib=MIB      what each node gives of its memory; 1 GiB, and overcommit, without it
     --tsc=hosts|shared|nodes    what the hosts' time-stamp counters count
     --virtio=DEVICE      disk:NAME:HOME:PATH, cdrom:NAME:HOME:PATH (only read), net:NAME:HOME:TAP:QUEUES,
                          console:NAME:HOME (its output is the node's), rng:NAME:HOME; may be repeated
@@ -56,6 +59,7 @@ impl Options {
             addresses: list(addresses),
             places: list(places).iter().map(|it| number(it)).collect::<Result<_, _>>()?,
             ram_bytes: number::<u64>(mib)? << 20,
+            share_bytes: None,
             kernel: kernel.into(),
             initrd: (initrd != "-").then(|| initrd.into()),
             cmdline: cmdline.clone(),
@@ -75,6 +79,7 @@ impl Options {
             match name {
                 "--device" => options.device = Some(number(value)?),
                 "--result" => options.result = Some(value.into()),
+                "--share-mib" => options.share_bytes = Some(number::<u64>(value)? << 20),
                 "--tsc" => {
                     options.tsc = match value {
                         "hosts" => TscSource::Hosts,
