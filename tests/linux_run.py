@@ -31,7 +31,7 @@ WORK: Final = (CPUS, 1_000_000, 1000, 5, 20, BYTES)
 PLACES: Final = {"one-node": (0,), "one-host": (0, 0), "two-hosts": (0, 1)}
 """The host of each node. CPUs are placed on nodes in turn."""
 
-_MEMORY_MIB: Final = 192
+MEMORY_MIB: Final = 192
 _PORT: Final = 7300
 Stats = dict[str, Any]
 """What the memory of a node did: `giantvm.Region.stats`."""
@@ -66,9 +66,11 @@ class Run:
     """What the memory of each node had done at `init`, or up to a report before."""
 
 
-def put(hosts: Sequence[Host], work: Path) -> None:
+def put(
+    hosts: Sequence[Host], work: Path, script: str = "init", modules: Sequence[str] = ()
+) -> None:
     """Brings the kernel, its initramfs and the node's program to the hosts."""
-    files = [image(work), initramfs(work, "init", (), "worker"), build().node]
+    files = [image(work), initramfs(work, script, modules, "worker"), build().node]
     for host in hosts:
         for source in files:
             host.copy_in(source, f"/tmp/{source.name}")
@@ -98,7 +100,7 @@ def run(
     nodes = [
         hosts[place].start(
             [
-                *("/tmp/vm_node", str(index), ",".join(addresses), cpus, str(_MEMORY_MIB)),
+                *("/tmp/vm_node", str(index), ",".join(addresses), cpus, str(MEMORY_MIB)),
                 *("/tmp/image", "/tmp/guest.cpio", command_line, HIDE, "--tsc=shared"),
                 *node_options,
             ]
