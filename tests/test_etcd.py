@@ -122,7 +122,7 @@ def test_survivors_of_any_node_agree_on_the_epoch_and_the_reason(
         survivors = [index for index in range(3) if index != victim]
         way(cluster, victim)
         try:
-            states = {name: "left" if name == lost.name else "up" for name in "abc"}
+            states = {name: "lost" if name == lost.name else "up" for name in "abc"}
             for index in survivors:
                 wait_until("the next epoch", partial(is_in_epoch, cluster, index, 2))
                 assert cluster.call(index, where) == (2, states)

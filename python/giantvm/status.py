@@ -12,9 +12,9 @@ A node's status is a JSON object:
             "unclaimed_reads": 0, "unclaimed_writes": 0, "profile": null}}
 
 `state` of the node is `up`, or `ended` once a node is lost; of each of `nodes` it is `up`, `absent`
-(not joined yet), `left` or `lost`. `userfaultfd` is `full`, `user-mode-only` (then system calls on
-a region need `Region.hold`), or `refused` (then this node can't open regions). `vm` is null on a
-node without a virtual machine; `giantvm.profile` describes the profile.
+(not joined yet), `left` (of its own will) or `lost`. `userfaultfd` is `full`, `user-mode-only`
+(then system calls on a region need `Region.hold`), or `refused` (then this node can't open
+regions). `vm` is null on a node without a virtual machine; `giantvm.profile` describes the profile.
 """
 
 from __future__ import annotations

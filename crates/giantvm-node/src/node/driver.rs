@@ -326,6 +326,7 @@ impl Driver {
 
     /// A node left. What it kept is recovered as after a loss, when the epoch without it begins.
     fn peer_left(&mut self, node: NodeId) {
+        lock(&self.setup.shared.status).left.insert(node);
         self.setup.engine.detach(node);
         self.someone_left = true;
         if self.closing {
@@ -401,7 +402,6 @@ impl Driver {
         status.epoch = verdict.epoch;
         status.ended = self.ended || lock(&self.setup.shared.lost).is_some();
         status.running = matches!(verdict.state, State::Running | State::Leaving { .. });
-        status.members = verdict.members;
         status.live = verdict.live;
         status.missing = verdict.missing;
     }

@@ -35,8 +35,9 @@ pub(super) struct Status {
     pub(super) epoch: u64,
     pub(super) running: bool,
     pub(super) ended: bool,
-    pub(super) members: NodeSet,
     pub(super) live: NodeSet,
+    /// Who left of its own will.
+    pub(super) left: NodeSet,
     pub(super) missing: NodeSet,
     /// Why nodes could not be reached at the last attempt.
     pub(super) dial_errors: BTreeMap<NodeId, String>,
@@ -49,8 +50,8 @@ impl Default for Status {
             epoch: 0,
             running: false,
             ended: false,
-            members: NodeSet::EMPTY,
             live: NodeSet::EMPTY,
+            left: NodeSet::EMPTY,
             missing: NodeSet::EMPTY,
             dial_errors: BTreeMap::new(),
         }
@@ -81,7 +82,7 @@ pub(super) fn render(config: &NodeConfig, me: NodeId, engine: &Engine, shared: &
                     "up"
                 }
             }
-            () if !status.members.contains(id) => "left",
+            () if status.left.contains(id) => "left",
             () if !status.live.contains(id) => "lost",
             () => "up",
         };
