@@ -192,7 +192,7 @@ class Cluster:
             () if etcd else specs,
             heartbeat_ms=heartbeat_ms,
             timeout_ms=timeout_ms,
-            etcd=(etcd.address,) if etcd else (),
+            etcd=tuple(etcd.addresses) if etcd else (),
             node_count=len(specs) if etcd else None,
         )
         self.nodes = [

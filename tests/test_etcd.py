@@ -73,6 +73,11 @@ def reason_of(node: NodeProcess) -> str | None:
     return found and found[1]
 
 
+def ended_for(node: NodeProcess, reason: str) -> bool:
+    """Whether a node has said that it ends, for that reason."""
+    return f"lost node {node.name}: this node {reason}" in node.log()
+
+
 def test_nodes_meet_through_etcd_and_status_finds_them(
     etcd: Etcd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +202,30 @@ def test_etcd_may_restart_under_load(etcd: Etcd) -> None:
         for node in cluster.nodes:
             node.signal(signal.SIGKILL)
             node.wait()
+
+
+@pytest.mark.parametrize(
+    "member", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)]
+)
+def test_the_cluster_goes_on_without_one_member_of_etcd_but_not_without_two(member: int) -> None:
+    with Etcd(members=3) as etcd, Cluster(timeout_ms=RESTART_MS, etcd=etcd) as cluster:
+        for index in range(3):
+            cluster.call(index, write, index + 1)
+        etcd.kill(member)
+        # Whoever finds no other member would end within the lease.
+        deadline = time.monotonic() + 12
+        while time.monotonic() < deadline:
+            assert [reason_of(node) for node in cluster.nodes] == [None] * 3
+            time.sleep(0.1)
+        assert cluster.each(read) == [[1, 2, 3]] * 3
+        # The two that are left still decide.
+        kill(cluster, 2)
+        for index in range(2):
+            wait_until("the next epoch", partial(is_in_epoch, cluster, index, 2))
+            assert cluster.call(index, where)[1] == {"a": "up", "b": "up", "c": "lost"}
+        etcd.kill((member + 1) % 3)
+        for node in cluster.nodes[:2]:
+            wait_until("the end of the lease", partial(ended_for, node, "can't reach etcd at"))
 
 
 def test_without_etcd_every_node_ends_and_says_where_to_look(etcd: Etcd) -> None:
