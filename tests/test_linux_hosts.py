@@ -30,9 +30,10 @@ from linux_guest import (
     ext4,
     image,
     initramfs,
+    slow_clock,
 )
 from linux_machine import Machine, addresses, disk, net, serve, start, stop
-from testbed import MissingError, Testbed
+from testbed import Host, MissingError, Testbed
 from testbed.channel import Result
 
 EXIT_LOST: Final = 86
@@ -70,8 +71,8 @@ class Session:
         return "\n".join(self.lines[-150:])
 
 
-def command_line() -> str:
-    """Of the guest, with the arguments of its programs: a word with commas stays one."""
+def command_line(host: Host) -> str:
+    """Of a guest on such hosts, with its programs' arguments: a word with commas stays one."""
     words = {
         "WORKER": ",".join(map(str, WORKER)),
         "STORM": STORM,
@@ -81,7 +82,7 @@ def command_line() -> str:
         "LATER": ",".join(LATER),
     }
     arguments = " ".join(f"{name}={value}" for name, value in words.items())
-    return f"{CMDLINE} loglevel=4 {SCHEDULING} {LATE} {arguments}"
+    return f"{CMDLINE} {slow_clock(host)} loglevel=4 {SCHEDULING} {LATE} {arguments}"
 
 
 def prepare(work: Path) -> bytes:
@@ -130,7 +131,7 @@ def run(bed: Testbed, work: Path, content: bytes) -> Session:
         addresses(bed.hosts),
         work / "image",
         work / "guest.cpio",
-        command_line(),
+        command_line(first),
         hide=HIDE.split(),
         tsc="shared",
         timeout_ms=TIMEOUT_MS,
@@ -251,7 +252,8 @@ def test_three_hosts_with_a_processor_each(tmp_path: Path) -> None:
             addresses(bed.hosts),
             tmp_path / "image",
             tmp_path / "guest.cpio",
-            f"{CMDLINE} isolcpus=1,2 rcu_nocbs=1,2 {LATE} WORK={cpus},{loops},100,2,5,{size}",
+            f"{CMDLINE} {slow_clock(bed.hosts[0])} isolcpus=1,2 rcu_nocbs=1,2 {LATE} "
+            f"WORK={cpus},{loops},100,2,5,{size}",
             hide=HIDE.split(),
             tsc="shared",
         )

@@ -44,7 +44,7 @@ echo
 echo "== a network"
 ip link set lo up
 show "ip address add 198.18.7.2/24 dev eth0 && ip link set eth0 up"
-show "ping -c 4 -W 20 198.18.7.1"
+show "ping -A -c 4 -W 20 198.18.7.1"
 show "wget -q -O - http://198.18.7.1/file | sha256sum"
 
 echo

@@ -68,7 +68,7 @@ network() {
     ip address add 198.18.7.2/24 dev eth0
     ip link set eth0 up
     # ping waits no more than a second of the guest for the answer to its last packet.
-    busybox ping -c 4 -W 20 198.18.7.1 | busybox grep -q "[34] packets received" && say "ping ok"
+    busybox ping -A -c 4 -W 20 198.18.7.1 | busybox grep -q "[34] packets received" && say "ping ok"
     say "http $(busybox wget -q -O - http://198.18.7.1/file | sum)"
 }
 
