@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 
 from testbed import HostEndedError, Testbed, TestbedError, kernel
 from testbed import __main__ as command
+from testbed.agent import LENGTHS
+from testbed.channel import Channel
 
 PING = ("/bin/busybox", "ping", "-c", "1", "-W", "2")
 PROGRAM = Path(__file__).parent / "testbed_programs.py"
@@ -24,6 +28,22 @@ def test_hosts_run_debians_kernel(bed: Testbed) -> None:
         release = host.run(["/bin/uname", "-r"]).stdout.strip()
         assert release == host.kernel == kernel().release
         assert host.run(["/bin/hostname"]).stdout.strip() == f"h{index}"
+
+
+def test_a_silent_host_is_nudged_once_it_is_up(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    channel = Channel("h", ours, tmp_path / "log", list)
+    try:
+        assert not select.select([theirs], [], [], 2.5)[0]
+        ready = json.dumps({"event": "ready", "kernel": "6.12"}).encode()
+        theirs.sendall(LENGTHS.pack(len(ready), 0) + ready)
+        for _ in range(2):
+            length, payload = LENGTHS.unpack(theirs.recv(LENGTHS.size))
+            assert payload == 0
+            assert json.loads(theirs.recv(length)) == {"do": "nudge", "id": 0}
+    finally:
+        channel.close()
+        theirs.close()
 
 
 def test_hosts_share_the_time_of_this_machine(bed: Testbed) -> None:
