@@ -74,7 +74,8 @@ std::arch::global_asm!(
     "mov al, 'e'",
     "out 0xe8, al",
     // INIT when the stand-in has an interrupt to see to, at any point of its doing so: by turns with a
-    // start-up at once, which is repeated once it has worked, and with another one later, as the MultiProcessor Specification B.4 asks for.
+    // start-up at once, which is repeated once it has worked, and with another one later, as the
+    // MultiProcessor Specification B.4 asks for.
     "mov r9d, 200",
     "7: mov byte ptr [0x8000], 0",
     "mov edx, 1",

@@ -86,8 +86,7 @@ enum Ran {
 pub(super) fn run(common: &Common, seat: &Seat, fd: VcpuFd, ready: Sender<Result<(), KvmError>>) {
     let phase = Phase::Starting;
     let mut stand_in = StandIn { common, seat, fd, phase, last: NO_STARTUP, kept_since: None };
-    let began = stand_in.set_up();
-    let began = began.and_then(|()| stand_in.forget_startup()).and_then(|()| stand_in.attend());
+    let began = stand_in.set_up().and_then(|()| stand_in.attend());
     let failed = began.is_err();
     let _ = ready.send(began);
     drop(ready);
@@ -108,7 +107,7 @@ pub(super) fn run(common: &Common, seat: &Seat, fd: VcpuFd, ready: Sender<Result
 }
 
 impl StandIn<'_> {
-    /// Makes it ready to run its loop from the start.
+    /// Makes it ready to run its loop from the start, with no start-up behind it.
     fn set_up(&mut self) -> Result<(), KvmError> {
         let vcpu = self.seat.vcpu;
         let mut sregs = self.fd.get_sregs().map_err(KvmError::vcpu("KVM_GET_SREGS", vcpu))?;
@@ -116,7 +115,7 @@ impl StandIn<'_> {
         self.fd.set_sregs(&sregs).map_err(KvmError::vcpu("KVM_SET_SREGS", vcpu))?;
         self.fd.set_regs(&regs).map_err(KvmError::vcpu("KVM_SET_REGS", vcpu))?;
         self.phase = Phase::Starting;
-        Ok(())
+        self.forget_startup()
     }
 
     /// Waits for something to do, and does it.
@@ -150,15 +149,17 @@ impl StandIn<'_> {
                 self.reset(None);
                 Ok(())
             }
-            // With a start-up whose vector has just been forgotten.
-            _ if self.startup_vector()? == NO_STARTUP => {
-                self.reset(Some(Instant::now() + STARTUP_COMES));
-                self.set_state(KVM_MP_STATE_INIT_RECEIVED)
-            }
-            _ => {
-                self.reset(None);
-                self.forward_startup(self.startup_vector()?)
-            }
+            _ => match self.startup_vector()? {
+                // It has just been forgotten.
+                NO_STARTUP => {
+                    self.reset(Some(Instant::now() + STARTUP_COMES));
+                    self.set_state(KVM_MP_STATE_INIT_RECEIVED)
+                }
+                vector => {
+                    self.reset(None);
+                    self.forward_startup(vector)
+                }
+            },
         }
     }
 
@@ -287,7 +288,6 @@ impl StandIn<'_> {
     /// A start-up has come, and KVM may have carried it out, but for the guest's first instruction.
     fn forward_startup(&mut self, vector: u8) -> Result<(), KvmError> {
         self.set_up()?;
-        self.forget_startup()?;
         (self.last, self.kept_since) = (vector, Some(Instant::now()));
         // Only then the real one: interrupts for it must find the stand-in's APIC switched on.
         while self.phase == Phase::Starting && self.common.gate.order() != Order::End {
