@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 import pytest
+
+from network import free_ports
 
 _END_S: Final = 60.0
 _CLIENT_PORT: Final = 2379
@@ -32,7 +32,7 @@ class Etcd:
         self._namespace = namespace
         name = host or "127.0.0.1"
         if host is None:
-            ports = _free_ports(2 * members)
+            ports = free_ports(2 * members)
         else:
             ports = [_CLIENT_PORT, _PEER_PORT, *range(_PEER_PORT + 1, _PEER_PORT + 2 * members - 1)]
         urls = [f"http://{name}:{port}" for port in ports]
@@ -88,11 +88,3 @@ class Etcd:
     ) -> None:
         self.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]

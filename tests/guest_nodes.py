@@ -9,7 +9,6 @@ A node logs what happens with the time of the clock that all processes of a mach
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -21,15 +20,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from network import Network
+from residency import resident
 from testbed import MissingError
-from testbed.guest_run import Programs, build, told
+from testbed.guest_run import Programs, Stats, build, latest_stats, told
 
 EXIT_LOST: Final = 86
 PORT: Final = 7001
@@ -140,20 +140,12 @@ class GuestRun:
         return self._processes[node].poll() is not None
 
     def resident(self, node: int) -> int:
-        """Bytes of memory that the guest's RAM takes at a node, as the kernel counts them; 0 where
-        there is none.
-        """
-        with contextlib.suppress(FileNotFoundError):
-            for fd in Path(f"/proc/{self._processes[node].pid}/fd").iterdir():
-                if os.readlink(fd).startswith("/memfd:giantvm:vm:"):
-                    return fd.stat().st_blocks * 512
-        return 0
+        """Bytes of memory that the guest's RAM takes at a node; 0 where there is none."""
+        return resident("vm:", self._processes[node].pid) or 0
 
-    def stats(self, node: int) -> dict[str, Any]:
+    def stats(self, node: int) -> Stats:
         """What the memory of a node that has ended did."""
-        lines = (it.text for it in self.happenings(node) if it.text.startswith("stats: "))
-        found: dict[str, Any] = json.loads(list(lines)[-1].removeprefix("stats: "))
-        return found
+        return latest_stats(self.log(node))
 
     def signal(self, node: int, number: signal.Signals) -> float:
         """Sends it to a node; when, by the clock of the logs."""

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import tempfile
@@ -14,12 +13,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from linux_guest import CMDLINE, HIDE, PATIENCE_S, SCHEDULING, image, initramfs, slow_clock
 from linux_machine import stop
 from testbed import Host, Testbed, TestbedError
-from testbed.guest_run import build
+from testbed.guest_run import Stats, build, latest_stats
 
 CPUS: Final = 2
 
@@ -33,8 +32,6 @@ PLACES: Final = {"one-node": (0,), "one-host": (0, 0), "two-hosts": (0, 1)}
 
 MEMORY_MIB: Final = 192
 _PORT: Final = 7300
-Stats = dict[str, Any]
-"""What the memory of a node did: `giantvm.Region.stats`."""
 
 
 @dataclass
@@ -46,7 +43,7 @@ class Node:
 
     def stats(self) -> Stats:
         """What its memory did, as it told at its end."""
-        return _latest("stats:", self.stderr)
+        return latest_stats(self.stderr)
 
     def powered_off(self) -> bool:
         """Whether its machine ended as the guest wished."""
@@ -113,20 +110,12 @@ def run(
         for name, text in (("init", "init: kernel"), ("power off", "init: power off")):
             nodes[0].wait_for(text, PATIENCE_S)
             times[name] = time.monotonic() - start
-            at_init = at_init or [_latest("VmReport", node.stderr) for node in nodes]
+            at_init = at_init or [latest_stats(node.stderr, "VmReport") for node in nodes]
         ended = [node.wait(PATIENCE_S) for node in nodes]
     finally:
         stop(nodes)
     done = [Node(node.status, node.stderr) for node in ended]
     return Run(ended[0].stdout, done, times, at_init)
-
-
-def _latest(name: str, stderr: str) -> Stats:
-    """What a node told last in a whole line that begins like that."""
-    lines = stderr[: stderr.rfind("\n") + 1]
-    line = re.compile(rf"^\[n\d+ [\d.]+\] {name} (?:\{{ .* \}} )?(\{{.*\}})$", re.MULTILINE)
-    found: Stats = json.loads(line.findall(lines)[-1])
-    return found
 
 
 def row(name: str, index: int, ran: Run) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+import socket
 import subprocess
 from types import TracebackType
 from typing import Final
@@ -130,6 +131,15 @@ def _hold() -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         bufsize=0,
     )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine's loopback that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _skip_without_namespaces() -> None:

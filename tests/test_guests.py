@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from guest_nodes import GuestRun, built, random_words
+from residency import BEYOND
 from testbed.guest_run import Programs
 
 ONE = [0, 0, 0]
@@ -155,10 +156,6 @@ def test_reads_of_another_nodes_pages_are_read_requests(programs: Programs) -> N
     assert rose(first, "pages_sent") == rose(second, "pages_received") == count
     # A page that is given to write is taken from its owner.
     assert rose(first, "invalidations_received") == 0
-
-
-BEYOND = 2 << 20
-"""What a node may have on top of its share, for its one worker; see docs/operations.md."""
 
 
 def use_all_memory(programs: Programs, places: Sequence[int], ram_mib: int, share_mib: int) -> str:

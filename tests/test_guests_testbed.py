@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 
@@ -11,7 +10,7 @@ import pytest
 from guest_nodes import EXIT_LOST, GuestRun, built
 from testbed import MissingError, Testbed
 from testbed.channel import Process, Result
-from testbed.guest_run import Programs, build_mistaken, told
+from testbed.guest_run import Programs, build_mistaken, latest_stats, told
 
 Stats = dict[str, int]
 """Counters of a region: docs/operations.md."""
@@ -88,8 +87,7 @@ def said_there(bed: Testbed, places: str, test: str, timeout_s: float = HOSTS_S)
 
 def final_counters(ended: list[Result]) -> list[Stats]:
     """What the memory of the nodes that told so did until the end."""
-    found = (re.findall(r"^\[n\d+ [\d.]+\] stats: (\{.*\})$", it.stderr, re.M) for it in ended)
-    return [json.loads(lines[-1])["counters"] for lines in found if lines]
+    return [latest_stats(it.stderr)["counters"] for it in ended if "] stats: " in it.stderr]
 
 
 TESTS = [

@@ -4,10 +4,8 @@ defined end where no node has room.
 
 from __future__ import annotations
 
-import os
 import random
 import re
-from pathlib import Path
 
 import pytest
 
@@ -18,11 +16,10 @@ import numpy.typing as npt
 
 from cluster import EXIT_LOST, Cluster, Site
 from giantvm import PAGE_SIZE
+from residency import BEYOND, resident
 
 SHARE = 4 << 20
 PAGES = 3 * SHARE // PAGE_SIZE
-BEYOND = 2 << 20
-"""What a node may have on top of its share, for each worker; see docs/operations.md."""
 WORDS = 170
 """Words of a page that each of three nodes writes."""
 
@@ -35,15 +32,11 @@ def words(site: Site) -> npt.NDArray[np.int64]:
     return found
 
 
-def resident(name: str) -> int:
-    """Bytes of memory that the region takes in this process, as the kernel counts them."""
-    for fd in Path("/proc/self/fd").iterdir():
-        try:
-            if os.readlink(fd).startswith(f"/memfd:giantvm:{name}"):
-                return os.stat(fd).st_blocks * 512
-        except FileNotFoundError:
-            continue
-    raise AssertionError(f"no region {name} in this process")
+def taken() -> int:
+    """What the region takes in this process."""
+    found = resident("limits")
+    assert found is not None, "the region is not in this process"
+    return found
 
 
 def work(site: Site, seed: int, visits: int) -> tuple[list[int], int]:
@@ -63,7 +56,7 @@ def work(site: Site, seed: int, visits: int) -> tuple[list[int], int]:
         counts[page] += 1
         array[page, own] = counts[page]
         if visit % 64 == 0:
-            most = max(most, resident("limits"))
+            most = max(most, taken())
     return counts, most
 
 
@@ -74,7 +67,7 @@ def check_all(site: Site, counts: list[list[int]]) -> int:
         expected = np.repeat([count[page] for count in counts], WORDS)
         assert (array[page, : 3 * WORDS] == expected).all(), f"page {page}"
         assert not array[page, 3 * WORDS :].any(), f"page {page}"
-    return resident("limits")
+    return taken()
 
 
 def use_all(visits: int) -> None:

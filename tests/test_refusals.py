@@ -18,6 +18,7 @@ pytest.importorskip("giantvm._native", reason="the native module is not built")
 import giantvm
 from cluster import ANSWER_S, Cluster, Site, alone, one_node
 from giantvm import Node, NodeSpec
+from network import free_ports
 
 MIB = 1 << 20
 NONSENSE = [
@@ -57,7 +58,7 @@ def test_a_caller_that_speaks_nonsense_is_named_and_harms_nothing(nonsense: byte
 
 def refuse_over_tcp(directory: Path) -> tuple[str, str]:
     """The caller's address, and what the node wrote."""
-    port = free_port()
+    [port] = free_ports(1)
     log = os.open(directory / "log", os.O_RDWR | os.O_CREAT)
     os.dup2(log, 2)
     with Node(nodes=[NodeSpec("solo", f"127.0.0.1:{port}", 64 * MIB)]) as node:
@@ -132,13 +133,6 @@ def test_a_member_that_speaks_nonsense_is_lost_and_named(connection: int) -> Non
         assert re.search(said, cluster.nodes[0].log(), re.MULTILINE), cluster.nodes[0].log()
         with pytest.raises(giantvm.NodeLost):
             cluster.call(1, wait_for_ever)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def refusal(*arguments: object, **keywords: object) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from testbed.bed import prune
 from testbed.bochs import BochsHost, BochsResult
@@ -19,6 +21,9 @@ from testbed.kernel import ROOT, checked, directory
 
 TESTS: Final = ("test=smp", "test=ipi count=5")
 NODES: Final = 2
+
+Stats = dict[str, Any]
+"""What the memory of a node did: `giantvm.Region.stats`."""
 
 _GUEST_MIB: Final = 64
 _BUILD_S: Final = 900.0
@@ -120,6 +125,14 @@ def run_on_one(
     job = script(range(NODES), _sockets(), tests)
     with BochsHost(job, programs.files(), logs=logs) as host:
         return _checked_status(host, host.wait(timeout_s))
+
+
+def latest_stats(log: str, name: str = "stats:") -> Stats:
+    """What a node told last in a whole line that begins like that."""
+    lines = log[: log.rfind("\n") + 1]
+    line = re.compile(rf"^\[n\d+ [\d.]+\] {name} (?:\{{ .* \}} )?(\{{.*\}})$", re.MULTILINE)
+    found: Stats = json.loads(line.findall(lines)[-1])
+    return found
 
 
 def told(output: str) -> str:
