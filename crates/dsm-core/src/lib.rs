@@ -14,4 +14,6 @@ pub mod types;
 pub mod uffd;
 pub mod wire;
 
-pub use types::{Access, Age, NodeId, NodeSet, PAGE_SIZE, Page, RegionId, ThreadId, Version};
+pub use types::{
+    Access, Age, Epoch, NodeId, NodeSet, PAGE_SIZE, Page, RegionId, ThreadId, Version,
+};

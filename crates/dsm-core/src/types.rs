@@ -1,5 +1,6 @@
 //! The words of the design: nodes, pages, versions, ages.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Bytes in a page: the unit of coherence.
@@ -140,6 +141,42 @@ impl FromIterator<NodeId> for NodeSet {
 impl fmt::Debug for NodeSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// Who belongs to the cluster from some moment on, until the next epoch begins.
+///
+/// A node's number may be given again: to the same node when it comes back, as a new process that has
+/// nothing, or to another one. What an earlier process with that number had is lost.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Epoch {
+    /// Its number. It rises whenever a node joins or goes, not always by one: a node may be told of
+    /// several changes at once.
+    pub number: u16,
+    /// Who belongs to it.
+    pub members: NodeSet,
+    /// For members that were not there from the first epoch on: the number of the one in which they
+    /// joined.
+    pub joined: BTreeMap<NodeId, u16>,
+}
+
+impl Epoch {
+    /// The first epoch of a cluster.
+    pub fn first(number: u16, members: NodeSet) -> Self {
+        Self { number, members, joined: BTreeMap::new() }
+    }
+
+    /// Members that joined after epoch `number`: who was told of that one last has not met them.
+    pub fn joined_after(&self, number: u16) -> NodeSet {
+        self.members
+            .iter()
+            .filter(|node| self.joined.get(node).is_some_and(|&joined| joined > number))
+            .collect()
+    }
+
+    /// Members that have joined with this epoch.
+    pub fn newcomers(&self) -> NodeSet {
+        self.joined_after(self.number.saturating_sub(1))
     }
 }
 
