@@ -136,6 +136,7 @@ impl Node {
             memory: Arc::clone(&memory),
             shares: vec![1; nodes],
             // As regions of the product.
+            since: None,
             features: Features { recover: true, zeros: true, ..Features::default() },
         };
         self.engine.open(&spec).map_err(|error| chain(&error))?;

@@ -51,6 +51,7 @@ fn messages(pattern: Pattern, nodes: usize) -> f64 {
     let mut random = Random(1);
     let scripts = (0..nodes)
         .map(|node| Script {
+            life: 0,
             node,
             ops: (0..OPS).flat_map(|at| pattern(&mut random, node + at, nodes)).collect(),
         })

@@ -9,7 +9,7 @@ use std::time::Instant;
 use dsm_core::protocol::Features;
 use dsm_core::{Access, Page};
 use support::coverage::Coverage;
-use support::script::{Config, Op, PLAIN, Script, Use};
+use support::script::{Change, Config, Op, PLAIN, Script, Use};
 use support::simulate::{Pace, Random, simulate};
 
 /// Most pages that an episode keeps: the protocol's own bound.
@@ -80,6 +80,7 @@ fn world(seed: u64) -> (Config, Pace) {
     let scripts = (0..threads)
         .map(|thread| Script {
             node: thread % nodes,
+            life: 0,
             ops: (0..ops).map(|at| op(&mut random, style, pages, at as u64)).collect(),
         })
         .collect();
@@ -127,12 +128,40 @@ fn lose(config: &mut Config, random: &mut Random) {
     }
     let most = if config.features.recover { (nodes - 1).min(3) } else { 1 };
     let count = if random.one_in(3) { 1 + random.below(most as u64) as usize } else { 1 };
-    config.losses =
+    let lost: Vec<usize> =
         random.some(count, nodes as u64).into_iter().map(|node| node as usize).collect();
+    config.changes = lost.iter().map(|&node| Change::Lose(node)).collect();
+    if config.features.recover {
+        join(config, &lost, random);
+    }
     if config.share < usize::MAX {
         // The pages have room at the survivors.
         config.share = (config.pages as usize).div_ceil(nodes - count);
         config.capacity = config.share + EPISODE_PAGES + 1;
+    }
+}
+
+/// Has some of the lost nodes come back, and some that were not there at first join.
+fn join(config: &mut Config, lost: &[usize], random: &mut Random) {
+    let mut joining = Vec::new();
+    for node in 0..config.nodes() {
+        let late = !lost.contains(&node) && random.one_in(config.nodes() as u64);
+        // Somebody was there from the beginning, and always is.
+        let others = config.nodes() - lost.len() - joining.len();
+        if late && others > 1 {
+            config.scripts.iter_mut().filter(|it| it.node == node).for_each(|it| it.life = 1);
+            joining.push(node);
+        } else if lost.contains(&node) && !random.one_in(3) {
+            joining.push(node);
+            let ops = config.scripts.iter().find(|it| it.node == node).map(|it| it.ops.clone());
+            config.scripts.push(Script { node, life: 1, ops: ops.unwrap_or_default() });
+        }
+    }
+    for node in joining {
+        let lost = config.changes.iter().position(|it| *it == Change::Lose(node));
+        let earliest = lost.map_or(0, |at| at + 1);
+        let at = earliest + random.below((config.changes.len() - earliest) as u64 + 1) as usize;
+        config.changes.insert(at, Change::Join(node));
     }
 }
 
@@ -152,7 +181,7 @@ fn restore(config: &mut Config, random: &mut Random) {
                 ops.push(Op::Access(vec![(Page(page), any_use(random))]));
             }
         }
-        config.scripts.push(Script { node, ops });
+        config.scripts.push(Script { node, life: 0, ops });
     }
 }
 
@@ -163,7 +192,7 @@ fn share_tables(config: &mut Config, random: &mut Random) {
     config.features.walk_shared = Some(random.below(3) as u8);
     config.fifo = true;
     let is_table = |page: &Page| page.0 < tables;
-    for Script { node, ops } in &mut config.scripts {
+    for Script { node, ops, .. } in &mut config.scripts {
         for op in ops {
             match op {
                 Op::Hold(pages, _) => pages.retain(|page| !is_table(page)),

@@ -108,11 +108,13 @@ fn recoveries() -> Vec<(&'static str, Recover)> {
     ];
     let yours = vec![Yours { run: run(0x1235, 3), copyset: NodeSet::from_bits(0b1010) }];
     let lost = vec![run(0x400, 512), run(0x2000, 1)];
+    let untouched = vec![run(0x600, 1024)];
     let (part, last, version) = (2, true, version(99));
+    let verdict = Verdict { part, last, version, yours, lost, untouched };
     vec![
-        ("recover-entered", Recover::Entered { sent: 0x0102_0304_0506_0708 }),
+        ("recover-entered", Recover::Entered { sent: 0x0102_0304_0506_0708, arrives: true }),
         ("recover-holdings", Recover::Holdings(Holdings { part, last, highest: version, runs })),
-        ("recover-verdict", Recover::Verdict(Verdict { part, last, version, yours, lost })),
+        ("recover-verdict", Recover::Verdict(verdict)),
         ("recover-settled", Recover::Settled),
         ("recover-touch", Recover::Touch { page: Page(0x400) }),
         ("recover-noted", Recover::Noted { page: Page(0x400) }),

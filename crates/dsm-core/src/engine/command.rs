@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::pages::RegionMemory;
 use crate::protocol::Settings;
 use crate::transport::Transport;
-use crate::types::{Access, NodeId, NodeSet, Page, RegionId, ThreadId};
+use crate::types::{Access, Epoch, NodeId, Page, RegionId, ThreadId};
 
 use super::handle::HoldError;
 use super::observe::Observer;
@@ -44,6 +44,8 @@ pub(super) enum Command {
         region: RegionId,
         memory: Arc<RegionMemory>,
         settings: Box<Settings>,
+        /// When it began, if this node has joined since.
+        since: Option<u16>,
         reply: Reply<()>,
     },
     Close {
@@ -53,10 +55,9 @@ pub(super) enum Command {
     End {
         reply: Reply<()>,
     },
-    /// Nodes are lost.
-    Lose {
-        lost: NodeSet,
-        epoch: u16,
+    /// Nodes were lost, left or joined.
+    Change {
+        epoch: Box<Epoch>,
         reply: Reply<()>,
     },
     LostPages {

@@ -16,7 +16,7 @@ use crate::pages::RegionMemory;
 use crate::protocol::Mutation;
 use crate::protocol::{Features, Homes, LEASE_PAGES, Settings};
 use crate::transport::Transport;
-use crate::types::{Access, NodeId, Page, RegionId, ThreadId};
+use crate::types::{Access, Epoch, NodeId, NodeSet, Page, RegionId, ThreadId};
 
 use super::ages::Ages;
 use super::budget::Budget;
@@ -24,7 +24,7 @@ use super::command::{Command, HoldRequest};
 use super::event::EngineEvent;
 use super::observe::Observer;
 use super::pace::{Nudge, Pace};
-use super::recover::Losses;
+use super::recover::shares_of;
 use super::source::Wake;
 use super::stats::RegionStats;
 use super::wait::WaitMode;
@@ -78,6 +78,9 @@ pub struct RegionSpec {
     pub memory: Arc<RegionMemory>,
     /// The nodes' shares of it, in any unit.
     pub shares: Vec<u64>,
+    /// The epoch in which the region began, if that was before this node joined: then `shares` are those
+    /// of that epoch, none for who was no member. `None`: it begins now, for all members.
+    pub since: Option<u16>,
     /// Switches of the protocol.
     pub features: Features,
 }
@@ -166,7 +169,7 @@ pub struct Engine {
     regions: Mutex<HashMap<RegionId, Arc<RegionMemory>>>,
     /// Regions of which something may have to be flushed.
     shares: Arc<AtomicUsize>,
-    losses: Mutex<Losses>,
+    epoch: Mutex<Epoch>,
     holds: AtomicU32,
     last_hold: AtomicU32,
 }
@@ -244,7 +247,7 @@ impl Engine {
             workers,
             regions: Mutex::default(),
             shares,
-            losses: Mutex::default(),
+            epoch: Mutex::new(Epoch::first(0, NodeSet::first(config.nodes))),
             holds: AtomicU32::new(0),
             last_hold: AtomicU32::new(0),
         })
@@ -344,7 +347,10 @@ impl Engine {
 
     fn settings(&self, spec: &RegionSpec) -> Settings {
         let pages = spec.memory.pages();
-        let shares = self.losses_mut().shares(&spec.shares);
+        let shares = match spec.since {
+            None => shares_of(self.epoch_mut().members, &spec.shares),
+            Some(_) => spec.shares.clone(),
+        };
         Settings {
             me: self.config.me,
             nodes: self.config.nodes,
@@ -367,6 +373,7 @@ impl Engine {
             region: spec.region,
             memory: Arc::clone(&spec.memory),
             settings: Box::new(settings.clone()),
+            since: spec.since,
             reply,
         })?;
         Ok(())
@@ -545,8 +552,8 @@ impl Engine {
             .collect()
     }
 
-    pub(super) fn losses_mut(&self) -> std::sync::MutexGuard<'_, Losses> {
-        self.losses.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    pub(super) fn epoch_mut(&self) -> std::sync::MutexGuard<'_, Epoch> {
+        self.epoch.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn regions_mut(&self) -> std::sync::MutexGuard<'_, HashMap<RegionId, Arc<RegionMemory>>> {

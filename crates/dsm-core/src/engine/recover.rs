@@ -1,4 +1,4 @@
-//! Nodes are lost, and regions go on without them.
+//! Nodes are lost, or join, and regions go on.
 
 use std::ops::Range;
 
@@ -6,48 +6,34 @@ use super::command::Command;
 use super::handle::{Engine, EngineError, HoldError};
 use super::shard::{Outgoing, Shard};
 use crate::pages::MemoryError;
-use crate::types::{NodeId, NodeSet, Page, RegionId};
+use crate::types::{Epoch, NodeId, NodeSet, Page, RegionId};
 
-/// The losses so far, in the epoch that the last one began.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Losses {
-    pub(super) lost: NodeSet,
-    pub(super) epoch: u16,
-}
-
-impl Losses {
-    fn add(&mut self, lost: NodeSet, epoch: u16) {
-        self.lost = self.lost.union(lost);
-        self.epoch = self.epoch.max(epoch);
-    }
-
-    /// The shares of nodes that are left.
-    pub(super) fn shares(self, shares: &[u64]) -> Vec<u64> {
-        let even = shares.iter().all(|&share| share == 0);
-        let share = |(node, &share): (usize, &u64)| {
-            let lost = NodeId::new(node).is_some_and(|node| self.lost.contains(node));
-            if lost { 0 } else { share.max(even.into()) }
-        };
-        shares.iter().enumerate().map(share).collect()
-    }
+/// The shares of those nodes that are `members`; the others have none.
+pub(super) fn shares_of(members: NodeSet, shares: &[u64]) -> Vec<u64> {
+    let even = shares.iter().all(|&share| share == 0);
+    let share = |(node, &share): (usize, &u64)| {
+        let member = NodeId::new(node).is_some_and(|node| members.contains(node));
+        if member { share.max(even.into()) } else { 0 }
+    };
+    shares.iter().enumerate().map(share).collect()
 }
 
 impl Engine {
-    /// The nodes in `lost` are lost, which begins `epoch`: the next number, counted from 1. Their
-    /// connections are closed, and regions with [`crate::protocol::Features::recover`] go on without
-    /// them; the others end, as by [`Engine::end`]. All survivors are to be told of the same losses
-    /// with the same numbers. [`super::EngineEvent::Recovered`] says when a region has settled.
+    /// `epoch` begins. Connections to nodes that are no members any more are closed, and regions with
+    /// [`crate::protocol::Features::recover`] go on; the others end, as by [`Engine::end`]. All members
+    /// are to be told of the same epochs ([`crate::protocol::Protocol::change`]).
+    /// [`super::EngineEvent::Recovered`] says when a region has settled.
     ///
-    /// Regions opened later have no part at lost nodes. No region may be opened at some nodes before,
-    /// and at others after a loss.
+    /// Regions opened later have no part at nodes that are no members. All members must open a region in
+    /// the same epoch; who joins later opens it as one that was there before ([`super::RegionSpec::since`]).
     ///
     /// # Errors
     ///
     /// [`EngineError::Stopped`].
-    pub fn lose(&self, lost: NodeSet, epoch: u16) -> Result<(), EngineError> {
-        lost.iter().for_each(|node| self.detach(node));
-        self.losses_mut().add(lost, epoch);
-        self.ask_all(|reply| Command::Lose { lost, epoch, reply }).map(drop)
+    pub fn change(&self, epoch: &Epoch) -> Result<(), EngineError> {
+        let before = std::mem::replace(&mut *self.epoch_mut(), epoch.clone());
+        before.members.minus(epoch.members).iter().for_each(|node| self.detach(node));
+        self.ask_all(|reply| Command::Change { epoch: Box::new(epoch.clone()), reply }).map(drop)
     }
 
     /// Pages of a region of which nothing is left after losses, lowest first: who touches one ends like
@@ -63,15 +49,14 @@ impl Engine {
 }
 
 impl super::worker::Worker {
-    /// Nodes are lost: all regions learn it.
-    pub(super) fn lose(&mut self, lost: NodeSet, epoch: u16) {
-        self.losses.add(lost, epoch);
+    /// An epoch begins: all regions learn it.
+    pub(super) fn change(&mut self, epoch: Epoch) {
         let mut outgoing = std::mem::take(&mut self.outgoing);
-        self.each_shard(|shard| shard.lose(lost, epoch, &mut outgoing));
-        self.outgoing = outgoing;
+        self.each_shard(|shard| shard.change(&epoch, &mut outgoing));
+        (self.outgoing, self.epoch) = (outgoing, epoch);
     }
 
-    /// Says which regions have settled after a loss.
+    /// Says which regions have settled after an epoch began.
     pub(super) fn report_recovered(&mut self) {
         for shard in self.shards.values_mut() {
             if shard.has_recovered() {
@@ -84,17 +69,23 @@ impl super::worker::Worker {
 }
 
 impl Shard {
-    fn lose(
-        &mut self,
-        lost: NodeSet,
-        epoch: u16,
-        outgoing: &mut Vec<Outgoing>,
-    ) -> Result<(), MemoryError> {
+    fn change(&mut self, epoch: &Epoch, outgoing: &mut Vec<Outgoing>) -> Result<(), MemoryError> {
         if !self.protocol.recovers() {
             return self.end(outgoing);
         }
         self.recovering = true;
-        self.run(&[], outgoing, |protocol, world| protocol.lost(lost, epoch, world))
+        self.run(&[], outgoing, |protocol, world| protocol.change(epoch, world))
+    }
+
+    /// The region has been there since epoch `birth`, and this node has joined.
+    pub(super) fn arrive(
+        &mut self,
+        birth: u16,
+        epoch: &Epoch,
+        outgoing: &mut Vec<Outgoing>,
+    ) -> Result<(), MemoryError> {
+        self.recovering = true;
+        self.run(&[], outgoing, |protocol, world| protocol.arrive(birth, epoch, world))
     }
 
     /// Whether a recovery has ended since the last call.
@@ -124,12 +115,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lost_nodes_have_no_share_of_new_regions() {
-        let mut losses = Losses::default();
-        assert_eq!(losses.shares(&[1, 2, 3]), [1, 2, 3]);
-        losses.add(NodeSet::only(NodeId::new(1).unwrap()), 1);
-        assert_eq!(losses.shares(&[1, 2, 3]), [1, 0, 3]);
+    fn who_is_no_member_has_no_share_of_new_regions() {
+        assert_eq!(shares_of(NodeSet::first(3), &[1, 2, 3]), [1, 2, 3]);
+        let members = NodeSet::first(3).without(NodeId::new(1).unwrap());
+        assert_eq!(shares_of(members, &[1, 2, 3]), [1, 0, 3]);
         // All shares zero counts as all equal.
-        assert_eq!(losses.shares(&[0, 0, 0]), [1, 0, 1]);
+        assert_eq!(shares_of(members, &[0, 0, 0]), [1, 0, 1]);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::pages::{MemoryError, RegionMemory};
 use crate::protocol::{Message, PageState, Protocol, Settings, Violation};
-use crate::types::{Access, NodeId, PAGE_SIZE, Page, RegionId, ThreadId};
+use crate::types::{Access, Epoch, NodeId, PAGE_SIZE, Page, RegionId, ThreadId};
 use crate::uffd::Fault;
 
 use super::budget::Budget;
@@ -17,7 +17,6 @@ use super::handle::HoldError;
 use super::observe::{Observed, Observer};
 use super::pace::{Nudge, Pace};
 use super::read_ahead::ReadAhead;
-use super::recover::Losses;
 use super::residency::Residency;
 use super::restore::Restores;
 use super::stats::{Contended, FaultKind, Latency, RegionStats};
@@ -72,7 +71,7 @@ pub(super) struct Shard {
     pub(super) moving: Moving,
     /// Frames kept free for other nodes, as counted in the budget.
     room_given: u64,
-    /// A loss has not been settled, as far as has been reported.
+    /// An epoch has begun and is not settled, as far as has been reported.
     pub(super) recovering: bool,
     pub(super) restores: Restores,
     pub(super) walks: Walks,
@@ -82,21 +81,20 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    /// The part of a region in stripe `stripe`.
+    /// The part of a region in stripe `stripe`; the region begins in `epoch`.
     pub(super) fn new(
         region: RegionId,
         memory: Arc<RegionMemory>,
         settings: Settings,
         stripe: usize,
         shared: Shared,
-        losses: Losses,
+        epoch: &Epoch,
     ) -> Self {
         let Shared { ages, budget, shares } = shared;
         let served = memory.stripe_pages(stripe);
         let read_ahead = ReadAhead::new(served.clone(), settings.features.fault_around);
         let residency = Residency::new(served.clone());
-        let protocol = Protocol::new(settings).restricted_to(served);
-        let protocol = protocol.after(losses.lost, losses.epoch);
+        let protocol = Protocol::new(settings).restricted_to(served).after(epoch);
         Self {
             region,
             memory,

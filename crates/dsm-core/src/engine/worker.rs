@@ -14,7 +14,7 @@ use crate::pages::MemoryError;
 use crate::protocol::Message;
 use crate::report::chain;
 use crate::transport::{Class, Flush, Received, Reject, Transport};
-use crate::types::{NodeId, RegionId};
+use crate::types::{Epoch, NodeId, NodeSet, RegionId};
 use crate::uffd::FaultBuffer;
 use crate::wire;
 
@@ -25,7 +25,6 @@ use super::event::EngineEvent;
 use super::evict::{Pressure, Shortage};
 use super::handle::EngineConfig;
 use super::priority::{outrank, set_timer_slack};
-use super::recover::Losses;
 use super::shard::{Outgoing, Shard};
 use super::source::{Source, Wake};
 use super::wait::Waiter;
@@ -70,7 +69,7 @@ pub(super) struct Worker {
     /// The keys of `links`.
     peers: Vec<NodeId>,
     pub(super) shards: BTreeMap<RegionId, Shard>,
-    pub(super) losses: Losses,
+    pub(super) epoch: Epoch,
     /// The keys of `shards`.
     regions: Vec<RegionId>,
     pub(super) outgoing: Vec<Outgoing>,
@@ -111,7 +110,7 @@ impl Worker {
             links: BTreeMap::new(),
             peers: Vec::new(),
             shards: BTreeMap::new(),
-            losses: Losses::default(),
+            epoch: Epoch::first(0, NodeSet::first(config.nodes)),
             regions: Vec::new(),
             outgoing: Vec::new(),
             shares_processor: processors <= config.workers,
@@ -366,14 +365,18 @@ impl Worker {
         match command {
             Command::Attach { peer, transport } => self.attach(peer, transport),
             Command::Detach { peer } => self.detach(peer),
-            Command::Open { region, memory, settings, reply } => {
+            Command::Open { region, memory, settings, since, reply } => {
                 if let Some(uffd) = memory.stripes().get(self.index) {
                     self.watch_fd(uffd.as_fd(), Source::Faults(region));
                 }
                 let shared = self.shared.clone();
-                let shard = Shard::new(region, memory, *settings, self.index, shared, self.losses);
+                let epoch = self.epoch.clone();
+                let shard = Shard::new(region, memory, *settings, self.index, shared, &epoch);
                 self.shards.insert(region, shard);
                 self.regions = self.shards.keys().copied().collect();
+                if let Some(birth) = since {
+                    self.with_shard(region, |shard, out| shard.arrive(birth, &epoch, out));
+                }
                 let _ = reply.try_send(());
             }
             Command::Close { region, reply } => {
@@ -391,8 +394,8 @@ impl Worker {
                 self.outgoing.append(&mut outgoing);
                 let _ = reply.try_send(());
             }
-            Command::Lose { lost, epoch, reply } => {
-                self.lose(lost, epoch);
+            Command::Change { epoch, reply } => {
+                self.change(*epoch);
                 let _ = reply.try_send(());
             }
             Command::LostPages { region, reply } => {

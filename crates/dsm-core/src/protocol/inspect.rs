@@ -20,7 +20,7 @@ impl Protocol {
 
     /// What is under way at this node, for a person to read.
     pub fn describe(&self) -> String {
-        let Self { pending, outbound, leasing, episodes, .. } = self;
-        format!("{pending:?}\n    {outbound:?} {leasing:?}\n    {episodes:?}")
+        let Self { pending, outbound, leasing, episodes, recovery, .. } = self;
+        format!("{pending:?}\n    {outbound:?} {leasing:?}\n    {episodes:?}\n    {recovery:?}")
     }
 }

@@ -194,7 +194,7 @@ pub struct Features {
     /// Page-table pages that came back unchanged so often are walk-shared; none: no page is. The same
     /// on all nodes. Off unless somebody can tell which pages those are, [`Effects::table`].
     pub walk_shared: Option<u8>,
-    /// Survivors go on when nodes are lost, [`Protocol::lost`]. The same on all nodes.
+    /// Survivors go on when nodes are lost, [`Protocol::change`]. The same on all nodes.
     pub recover: bool,
     /// With `recover`: the first touch of a lease block is announced to all, so that survivors keep
     /// memory of a lost node that nobody has touched. The same on all nodes.
@@ -407,6 +407,7 @@ impl Protocol {
     pub fn new(settings: Settings) -> Self {
         let table =
             Table::new(settings.me, settings.pages, settings.lease_pages, settings.homes.clone());
+        let recovery = Recovery::new(NodeSet::first(settings.nodes));
         Self {
             served: Page(0)..Page(settings.pages),
             settings,
@@ -424,7 +425,7 @@ impl Protocol {
             blamed: BTreeSet::new(),
             rooms: room::Rooms::default(),
             starved: BTreeSet::new(),
-            recovery: Recovery::default(),
+            recovery,
             walks: Walks::default(),
             ended: false,
             counters: Counters::default(),

@@ -52,6 +52,12 @@ pub enum Mutation {
     RecoverRestoringOld,
     RecoverPromisingTwice,
     RecoverKeepingPoison,
+    RecoverArrivingAsFirst,
+    RecoverCountingTheLost,
+    RecoverUnansweredArrival,
+    RecoverTrustingReturned,
+    RecoverNewcomersRule,
+    RecoverForgettingUntouched,
     WalkWithoutFlush,
     WalkWithoutWaiting,
     WalkWithoutProof,
@@ -65,7 +71,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 57] = [
+    pub const ALL: [Self; 63] = [
         Self::WriteBeforeLastAck,
         Self::IgnoreInvalidation,
         Self::DropAcknowledgement,
@@ -114,6 +120,12 @@ impl Mutation {
         Self::RecoverRestoringOld,
         Self::RecoverPromisingTwice,
         Self::RecoverKeepingPoison,
+        Self::RecoverArrivingAsFirst,
+        Self::RecoverCountingTheLost,
+        Self::RecoverUnansweredArrival,
+        Self::RecoverTrustingReturned,
+        Self::RecoverNewcomersRule,
+        Self::RecoverForgettingUntouched,
         Self::WalkWithoutFlush,
         Self::WalkWithoutWaiting,
         Self::WalkWithoutProof,

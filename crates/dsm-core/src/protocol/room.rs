@@ -70,8 +70,8 @@ impl Protocol {
 
     /// Asks `node` for room for pages from here, unless it has been asked.
     pub fn ask_room<E: Effects>(&mut self, node: NodeId, wanted: RoomWanted, fx: &mut E) {
-        let lost = self.lost_nodes().contains(node);
-        let asks = !self.ended && !self.is_recovering() && !lost && node != self.me();
+        let member = self.members().contains(node) && node != self.me();
+        let asks = !self.ended && !self.is_recovering() && member;
         if asks && self.rooms.asking.insert(node) {
             self.send(node, Message::RoomWanted(wanted), fx);
         }

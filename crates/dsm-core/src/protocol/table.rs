@@ -244,6 +244,8 @@ pub(super) struct Table {
     pub(super) touched: Vec<bool>,
     /// Where hints lead since the last loss.
     pub(super) recoverers: Option<Recoverers>,
+    /// This node joined when the region was there: it is the first owner of nothing.
+    late: bool,
 }
 
 impl Table {
@@ -251,7 +253,29 @@ impl Table {
         let blocks = pages.div_ceil(lease_pages) as usize;
         let (origins, touched) = (vec![Origin::Home.code(); blocks], vec![false; blocks]);
         let blocks = vec![None; blocks];
-        Self { me, pages, lease_pages, homes, blocks, origins, touched, recoverers: None }
+        Self {
+            me,
+            pages,
+            lease_pages,
+            homes,
+            blocks,
+            origins,
+            touched,
+            recoverers: None,
+            late: false,
+        }
+    }
+
+    /// This node has just joined: pages that count as its own by their number are not, and it does not
+    /// know which blocks have been touched.
+    pub(super) fn arrive(&mut self, as_first: bool) {
+        self.late = !as_first;
+        self.touched.fill(true);
+    }
+
+    /// Whether this node is the first owner of `page`.
+    pub(super) fn is_first(&self, page: Page) -> bool {
+        self.homes.of(page) == self.me && !self.late
     }
 
     pub(super) fn pages(&self) -> u64 {
@@ -319,7 +343,7 @@ impl Table {
         let home = self.homes.of(page);
         let recoverer = self.recoverer(page).filter(|&recoverer| recoverer != self.me);
         match self.origin(page) {
-            Origin::Home if home == self.me => Self::untouched(Version::ZERO),
+            Origin::Home if self.is_first(page) => Self::untouched(Version::ZERO),
             Origin::Leased(owner) if owner == self.me => Self::untouched(LEASE_VERSION),
             Origin::Adopted => Self::untouched(LEASE_VERSION),
             Origin::Leased(owner) => Entry { state, version, role: hint(owner, LEASE_VERSION) },

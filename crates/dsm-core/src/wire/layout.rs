@@ -240,10 +240,15 @@ layout! {
 
 layout! {
     /// The sender knows of a loss.
-    RawEntered, 8 {
+    RawEntered, 16 {
         sent: U64,
+        flags: u8,
+        reserved: [u8; 7],
     }
 }
+
+/// [`RawEntered::flags`]: the sender has just opened the region.
+pub(super) const ENTERED_ARRIVES: u8 = 1 << 0;
 
 layout! {
     /// What a node has; runs of pages follow.
@@ -274,7 +279,9 @@ layout! {
         yours: U16,
         lost: U16,
         flags: u8,
-        reserved: [u8; 7],
+        reserved_a: u8,
+        untouched: U16,
+        reserved_b: [u8; 4],
     }
 }
 

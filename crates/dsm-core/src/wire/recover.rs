@@ -5,8 +5,8 @@ use zerocopy::IntoBytes;
 use super::decode::{contradiction, exact_length, items, node, nodes, page, take, version};
 use super::header::{Kind, at_most, zero};
 use super::layout::{
-    PART_LAST, RawEntered, RawHeld, RawHoldings, RawNotLost, RawPage, RawRun, RawUnlost,
-    RawVerdict, RawYours,
+    ENTERED_ARRIVES, PART_LAST, RawEntered, RawHeld, RawHoldings, RawNotLost, RawPage, RawRun,
+    RawUnlost, RawVerdict, RawYours,
 };
 use super::{Limits, WireError};
 use crate::protocol::{Held, Holding, Holdings, RUNS_MAX, Recover, Run, Verdict, Yours};
@@ -23,8 +23,10 @@ const NOT_LOST: &str = "not lost";
 /// When it has more runs than a message may have: the protocol never makes such a message.
 pub(super) fn put(message: &Recover, out: &mut Vec<u8>) -> Kind {
     match message {
-        Recover::Entered { sent } => {
-            out.extend_from_slice(RawEntered { sent: (*sent).into() }.as_bytes());
+        Recover::Entered { sent, arrives } => {
+            let flags = if *arrives { ENTERED_ARRIVES } else { 0 };
+            let raw = RawEntered { sent: (*sent).into(), flags, reserved: [0; 7] };
+            out.extend_from_slice(raw.as_bytes());
             Kind::RecoverEntered
         }
         Recover::Holdings(holdings) => {
@@ -99,17 +101,20 @@ fn put_holdings(holdings: &Holdings, out: &mut Vec<u8>) {
 }
 
 fn put_verdict(verdict: &Verdict, out: &mut Vec<u8>) {
-    assert!(verdict.yours.len() + verdict.lost.len() <= RUNS_MAX, "too many runs");
+    let Verdict { yours, lost, untouched, .. } = verdict;
+    assert!(yours.len() + lost.len() + untouched.len() <= RUNS_MAX, "too many runs");
     let raw = RawVerdict {
         version: verdict.version.get().into(),
         part: verdict.part.into(),
-        yours: (verdict.yours.len() as u16).into(),
-        lost: (verdict.lost.len() as u16).into(),
+        yours: (yours.len() as u16).into(),
+        lost: (lost.len() as u16).into(),
         flags: if verdict.last { PART_LAST } else { 0 },
-        reserved: [0; 7],
+        reserved_a: 0,
+        untouched: (untouched.len() as u16).into(),
+        reserved_b: [0; 4],
     };
     out.extend_from_slice(raw.as_bytes());
-    for Yours { run, copyset } in &verdict.yours {
+    for Yours { run, copyset } in yours {
         let raw = RawYours {
             first: run.first.0.into(),
             pages: run.pages.into(),
@@ -118,7 +123,7 @@ fn put_verdict(verdict: &Verdict, out: &mut Vec<u8>) {
         };
         out.extend_from_slice(raw.as_bytes());
     }
-    verdict.lost.iter().for_each(|&run| put_run(run, out));
+    lost.iter().chain(untouched).for_each(|&run| put_run(run, out));
 }
 
 /// Reads the body of a message of this kind.
@@ -127,7 +132,10 @@ pub(super) fn recover(kind: Kind, body: &[u8], limits: &Limits) -> Result<Recove
         Kind::RecoverEntered => {
             exact_length("entered", body, size_of::<RawEntered>())?;
             let (raw, _) = take::<RawEntered>("entered", body)?;
-            Recover::Entered { sent: raw.sent.get() }
+            zero("entered", (raw.flags & !ENTERED_ARRIVES).into())?;
+            raw.reserved.iter().try_for_each(|&byte| zero("entered", byte.into()))?;
+            let arrives = raw.flags & ENTERED_ARRIVES != 0;
+            Recover::Entered { sent: raw.sent.get(), arrives }
         }
         Kind::RecoverHoldings => Recover::Holdings(holdings(body, limits)?),
         Kind::RecoverVerdict => Recover::Verdict(verdict(body, limits)?),
@@ -210,19 +218,23 @@ fn holding(found: u8) -> Result<Holding, WireError> {
 
 fn verdict(body: &[u8], limits: &Limits) -> Result<Verdict, WireError> {
     let (raw, rest) = take::<RawVerdict>(VERDICT, body)?;
-    raw.reserved.iter().try_for_each(|&byte| zero(VERDICT, byte.into()))?;
+    let reserved = raw.reserved_b.iter().chain([&raw.reserved_a]);
+    reserved.into_iter().try_for_each(|&byte| zero(VERDICT, byte.into()))?;
     let last = is_last(VERDICT, raw.flags)?;
     let (yours, lost) = (usize::from(raw.yours.get()), usize::from(raw.lost.get()));
-    at_most("verdict.runs", (yours + lost) as u64, RUNS_MAX as u64)?;
-    let yours_len = yours * size_of::<RawYours>();
-    exact_length(VERDICT, rest, yours_len + lost * size_of::<RawRun>())?;
-    let (yours, lost) = rest.split_at_checked(yours_len).unwrap_or((rest, &[]));
+    let untouched = usize::from(raw.untouched.get());
+    at_most("verdict.runs", (yours + lost + untouched) as u64, RUNS_MAX as u64)?;
+    let (yours_len, lost_len) = (yours * size_of::<RawYours>(), lost * size_of::<RawRun>());
+    exact_length(VERDICT, rest, yours_len + lost_len + untouched * size_of::<RawRun>())?;
+    let (yours, rest) = rest.split_at_checked(yours_len).unwrap_or((rest, &[]));
+    let (lost, untouched) = rest.split_at_checked(lost_len).unwrap_or((rest, &[]));
     let mut verdict = Verdict {
         part: raw.part.get(),
         last,
         version: version("verdict.version", raw.version.get())?,
         yours: Vec::new(),
         lost: Vec::new(),
+        untouched: Vec::new(),
     };
     let mut ascending = Ascending(VERDICT, 0);
     for raw in items::<RawYours>(VERDICT, yours)? {
@@ -231,12 +243,19 @@ fn verdict(body: &[u8], limits: &Limits) -> Result<Verdict, WireError> {
         let copyset = nodes("yours.copyset", raw.copyset.get(), limits)?;
         verdict.yours.push(Yours { run, copyset });
     }
-    let mut ascending = Ascending(VERDICT, 0);
-    for raw in items::<RawRun>(VERDICT, lost)? {
-        raw.reserved.iter().try_for_each(|&byte| zero(VERDICT, byte.into()))?;
-        verdict.lost.push(ascending.run(raw.first.get(), raw.pages.get(), limits)?);
-    }
+    verdict.lost = runs(lost, limits)?;
+    verdict.untouched = runs(untouched, limits)?;
     Ok(verdict)
+}
+
+/// Runs of pages in a verdict.
+fn runs(bytes: &[u8], limits: &Limits) -> Result<Vec<Run>, WireError> {
+    let mut ascending = Ascending(VERDICT, 0);
+    let runs = items::<RawRun>(VERDICT, bytes)?.iter().map(|raw| {
+        raw.reserved.iter().try_for_each(|&byte| zero(VERDICT, byte.into()))?;
+        ascending.run(raw.first.get(), raw.pages.get(), limits)
+    });
+    runs.collect()
 }
 
 fn is_last(message: &'static str, flags: u8) -> Result<bool, WireError> {

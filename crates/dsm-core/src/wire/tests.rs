@@ -210,14 +210,15 @@ fn recover() -> impl Strategy<Value = Recover> {
             Recover::Holdings(Holdings { part, last, highest, runs })
         },
     );
-    let verdict = (part, version(), runs(RUNS_MAX / 2), nodes(), runs(RUNS_MAX / 2)).prop_map(
-        |((part, last), version, yours, copyset, lost)| {
+    let third = || runs(RUNS_MAX / 3);
+    let verdict = (part, version(), third(), nodes(), third(), third()).prop_map(
+        |((part, last), version, yours, copyset, lost, untouched)| {
             let yours = yours.into_iter().map(|run| Yours { run, copyset }).collect();
-            Recover::Verdict(Verdict { part, last, version, yours, lost })
+            Recover::Verdict(Verdict { part, last, version, yours, lost, untouched })
         },
     );
     prop_oneof![
-        any::<u64>().prop_map(|sent| Recover::Entered { sent }),
+        any::<(u64, bool)>().prop_map(|(sent, arrives)| Recover::Entered { sent, arrives }),
         holdings,
         verdict,
         Just(Recover::Settled),
@@ -424,20 +425,21 @@ fn a_page_message_carries_its_epoch_and_a_control_message_none() {
 #[test]
 fn runs_of_pages_that_overlap_or_leave_the_region_are_refused() {
     let run = |first, pages| Run { first: Page(first), pages };
-    let verdict = |lost| {
-        let version = Version::ZERO;
-        let verdict = Verdict { part: 0, last: true, version, yours: Vec::new(), lost };
+    let verdict = |lost, untouched| {
+        let (version, yours) = (Version::ZERO, Vec::new());
+        let verdict = Verdict { part: 0, last: true, version, yours, lost, untouched };
         decoded(&encoded(&Message::Recover(Recover::Verdict(verdict))), &LIMITS)
     };
-    assert!(verdict(vec![run(3, 2), run(5, 1)]).is_ok());
-    assert!(verdict(vec![run(LIMITS.pages - 2, 2)]).is_ok());
+    assert!(verdict(vec![run(3, 2), run(5, 1)], vec![run(0, 2), run(2, 1)]).is_ok());
+    assert!(verdict(vec![run(LIMITS.pages - 2, 2)], vec![]).is_ok());
     for wrong in [
         vec![run(3, 0)],
         vec![run(3, 3), run(5, 1)],
         vec![run(LIMITS.pages - 2, 3)],
         vec![run(u64::MAX, u32::MAX)],
     ] {
-        assert!(verdict(wrong.clone()).is_err(), "{wrong:?}");
+        assert!(verdict(wrong.clone(), vec![]).is_err(), "{wrong:?}");
+        assert!(verdict(vec![], wrong.clone()).is_err(), "{wrong:?}");
     }
 }
 

@@ -92,40 +92,59 @@ impl Cluster {
         frames: &dyn Fn(usize) -> u64,
         open: &dyn Fn(&Engine, &RegionSpec),
     ) -> Option<Self> {
-        let bytes = pages * PAGE_SIZE as u64;
         let mut members: Vec<Member> = Vec::new();
         for index in 0..nodes {
-            let memory = match RegionMemory::open("test", bytes, workers, Mode::FullOrUserMode) {
-                Ok(memory) => Arc::new(memory),
-                Err(error) => {
-                    println!("SKIPPED: {error}");
-                    return None;
-                }
+            let config = EngineConfig {
+                workers,
+                wait,
+                frames: frames(index),
+                ..EngineConfig::new(node(index), nodes)
             };
-            let events = Arc::new(Mutex::new(Vec::new()));
-            let sink = Arc::clone(&events);
-            let frames = frames(index);
-            let config =
-                EngineConfig { workers, wait, frames, ..EngineConfig::new(node(index), nodes) };
-            let engine =
-                Engine::start(config, move |event| sink.lock().unwrap().push(event)).unwrap();
-            let spec = RegionSpec {
-                region: REGION,
-                memory: Arc::clone(&memory),
-                shares: vec![1; nodes],
-                features: Features::default(),
-            };
-            open(&engine, &spec);
-            for (other, peer) in members.iter().enumerate() {
-                for worker in 0..workers {
-                    let (here, there) = join(other, index, joined);
-                    engine.attach(worker, node(other), here).unwrap();
-                    peer.engine.attach(worker, node(index), there).unwrap();
-                }
-            }
-            members.push(Member { engine, memory, events });
+            let member = Member::start(config, pages, open, joined, &members)?;
+            members.push(member);
         }
         Some(Self { members })
+    }
+}
+
+impl Member {
+    /// Starts a node, which others call when their turn comes, and `peers` at once. `None`, with the
+    /// reason printed, where there is no userfaultfd.
+    pub(crate) fn start(
+        config: EngineConfig,
+        pages: u64,
+        open: &dyn Fn(&Engine, &RegionSpec),
+        joined: Joined,
+        peers: &[Self],
+    ) -> Option<Self> {
+        let (bytes, workers) = (pages * PAGE_SIZE as u64, config.workers);
+        let memory = match RegionMemory::open("test", bytes, workers, Mode::FullOrUserMode) {
+            Ok(memory) => Arc::new(memory),
+            Err(error) => {
+                println!("SKIPPED: {error}");
+                return None;
+            }
+        };
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&events);
+        let engine = Engine::start(config, move |event| sink.lock().unwrap().push(event)).unwrap();
+        for peer in peers {
+            let (me, other) = (config.me, peer.engine.config().me);
+            for worker in 0..workers {
+                let (here, there) = join(other.index(), me.index(), joined);
+                engine.attach(worker, other, here).unwrap();
+                peer.engine.attach(worker, me, there).unwrap();
+            }
+        }
+        let spec = RegionSpec {
+            region: REGION,
+            memory: Arc::clone(&memory),
+            shares: vec![1; config.nodes],
+            since: None,
+            features: Features::default(),
+        };
+        open(&engine, &spec);
+        Some(Self { engine, memory, events })
     }
 }
 

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::cluster::{Cluster, Joined, Member, REGION, node};
-use dsm_core::engine::{EngineEvent, HoldError, RegionSpec, WaitMode};
+use dsm_core::engine::{Engine, EngineConfig, EngineEvent, HoldError, RegionSpec, WaitMode};
 use dsm_core::protocol::Features;
-use dsm_core::types::{Access, NodeSet, Page};
+use dsm_core::types::{Access, Epoch, NodeSet, Page};
 
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
@@ -39,7 +39,14 @@ pub(crate) fn start_limited(
 
 /// Tells a survivor that the first node is lost.
 pub(crate) fn lose_first(member: &Member) {
-    member.engine.lose(NodeSet::only(node(0)), 1).unwrap();
+    lose(member, &[0]);
+}
+
+/// Tells a survivor that these nodes are lost, each with an epoch of its own.
+pub(crate) fn lose(member: &Member, lost: &[usize]) {
+    let lost: NodeSet = lost.iter().map(|&index| node(index)).collect();
+    let members = NodeSet::first(member.engine.config().nodes).minus(lost);
+    member.engine.change(&Epoch::first(lost.len() as u16, members)).unwrap();
 }
 
 /// Waits until all workers of a survivor have settled. Returns the lost pages that they named.
@@ -76,6 +83,54 @@ pub(crate) fn settled_in(number: u16, member: &Member, workers: usize) -> Vec<Ra
 
 pub(crate) fn names(lost: &[Range<Page>], page: u64) -> bool {
     lost.iter().any(|range| range.contains(&Page(page)))
+}
+
+#[test]
+fn a_node_that_comes_back_has_the_latest_bytes_and_takes_pages() {
+    for workers in [1, 2] {
+        let Some(mut cluster) = start_with(3, 4096, workers, true) else { return };
+        let [a, b, c] = &cluster.members[..] else { panic!() };
+        // The first three of eight blocks begin at the first node.
+        a.write(0, 1);
+        a.write(1, 2);
+        assert_eq!((b.read(1), c.read(1)), (2, 2));
+        drop(cluster.members.remove(0));
+        let mut epoch = Epoch::first(1, NodeSet::first(3).without(node(0)));
+        for member in &cluster.members {
+            member.engine.change(&epoch).unwrap();
+        }
+        for member in &cluster.members {
+            assert_eq!(settled(member, workers), [Page(0)..Page(1), Page(2)..Page(512)]);
+        }
+        cluster.members[0].write(512, 5);
+        cluster.members[1].write(3000, 6);
+        // It opens the region before all others know that it has joined, and after some do.
+        (epoch.number, epoch.members) = (2, NodeSet::first(3));
+        epoch.joined.insert(node(0), 2);
+        cluster.members[1].engine.change(&epoch).unwrap();
+        let features = Features { recover: true, zeros: true, ..Features::default() };
+        let open = |engine: &Engine, spec: &RegionSpec| {
+            engine.change(&epoch).unwrap();
+            engine.open(&RegionSpec { since: Some(0), features, ..spec.clone() }).unwrap();
+        };
+        let config = EngineConfig { workers, ..EngineConfig::new(node(0), 3) };
+        let again = Member::start(config, 4096, &open, Joined::Sockets, &cluster.members).unwrap();
+        cluster.members[0].engine.change(&epoch).unwrap();
+        let [b, c] = &cluster.members[..] else { panic!() };
+        for member in [&again, b, c] {
+            let lost = settled_in(2, member, workers);
+            assert_eq!(lost, [Page(0)..Page(1), Page(2)..Page(512)]);
+        }
+        // Copies that outlived it, what others wrote since, and what nobody has touched.
+        assert_eq!((again.read(1), again.read(512), again.read(3000)), (2, 5, 6));
+        assert_eq!((again.read(1024), again.read(4095)), (0, 0));
+        for page in [1, 512, 1024, 3000, 4095] {
+            again.write(page, page + 10);
+            assert_eq!((b.read(page), c.read(page)), (page + 10, page + 10));
+        }
+        let hold = again.engine.hold(REGION, Page(0)..Page(2), Access::Read, MINUTE);
+        assert_eq!(hold.err(), Some(HoldError::Lost));
+    }
 }
 
 #[test]

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::cluster::{Cluster, Member, REGION, node};
-use super::recover::{MINUTE, lose_first, names, settled, settled_in, start, start_limited};
+use super::recover::{MINUTE, lose, lose_first, names, settled, settled_in, start, start_limited};
 use dsm_core::engine::{HoldError, RestoreError};
-use dsm_core::types::{Access, NodeSet, PAGE_SIZE, Page, RegionId};
+use dsm_core::types::{Access, PAGE_SIZE, Page, RegionId};
 
 /// What the word at `index` of a page has after a restore with this mark.
 fn word(mark: u64, page: u64, index: usize) -> u64 {
@@ -217,7 +217,7 @@ fn a_node_is_lost_while_pages_are_restored() {
             }
             midway += u64::from(!mine.is_finished());
             for member in [c, b] {
-                member.engine.lose(NodeSet::only(node(3)), 2).unwrap();
+                lose(member, &[0, 3]);
                 std::thread::sleep(Duration::from_micros(round * 100));
             }
             assert_eq!(mine.join().unwrap(), Ok(()));

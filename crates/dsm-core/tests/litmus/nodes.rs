@@ -238,6 +238,7 @@ fn open(engine: &Engine, config: &Config, memory: &Arc<RegionMemory>) {
         region: REGION,
         memory: Arc::clone(memory),
         shares: vec![1; config.nodes],
+        since: None,
         features: Features::default(),
     };
     #[cfg(feature = "mutations")]

@@ -98,13 +98,13 @@ impl World {
                     let under_way = self
                         .under_way()
                         .any(|e| e.to.index() == at && self.gives(config, e, page) == since);
-                    if under_way || self.lost {
+                    if under_way || self.changes > 0 {
                         break;
                     }
                     return Err(format!("hints: from node {start}, {page:?} ends at node {at}"));
                 }
                 // After a loss, hints begin anew at version 0: see `check_recovered`.
-                let anew = self.lost && owner_since == Version::ZERO;
+                let anew = self.changes > 0 && owner_since == Version::ZERO;
                 if since == Some(owner_since) && anew {
                     break;
                 }

@@ -32,6 +32,7 @@ pub struct Coverage {
     pub adopted: u64,
     pub lost_pages: u64,
     pub recoveries: u64,
+    pub arrivals: u64,
     pub absorbed: u64,
     pub entered_early: u64,
     pub restored: u64,
@@ -45,7 +46,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    pub fn rows(&self) -> [(&'static str, u64); 36] {
+    pub fn rows(&self) -> [(&'static str, u64); 37] {
         [
             ("messages", self.messages),
             ("faults", self.faults),
@@ -73,6 +74,7 @@ impl Coverage {
             ("adopted", self.adopted),
             ("lost-pages", self.lost_pages),
             ("recoveries", self.recoveries),
+            ("arrivals", self.arrivals),
             ("absorbed", self.absorbed),
             ("entered-early", self.entered_early),
             ("restored", self.restored),
@@ -86,7 +88,7 @@ impl Coverage {
         ]
     }
 
-    fn rows_mut(&mut self) -> [&mut u64; 36] {
+    fn rows_mut(&mut self) -> [&mut u64; 37] {
         [
             &mut self.messages,
             &mut self.faults,
@@ -114,6 +116,7 @@ impl Coverage {
             &mut self.adopted,
             &mut self.lost_pages,
             &mut self.recoveries,
+            &mut self.arrivals,
             &mut self.absorbed,
             &mut self.entered_early,
             &mut self.restored,

@@ -5,27 +5,75 @@ use std::sync::Arc;
 
 use dsm_core::protocol::{Message, Mutation};
 use dsm_core::protocol::{PageState, Recover, Restored, Run};
-use dsm_core::{Access, NodeId, NodeSet, Page, ThreadId};
+use dsm_core::{Access, NodeId, Page, ThreadId};
 
 use super::memory::Mapping;
-use super::script::{Config, Op, Use, access, hold, on, read, restore, walk, write, writes};
+use super::script::{
+    Change, Config, Op, Use, access, hold, later_on, on, read, restore, walk, write, writes,
+};
 use super::world::{Envelope, HOLDS, Node, Stance, World};
 
 impl World {
     /// Whether the node goes on, and has not been told of all losses.
     pub fn can_learn(&self, config: &Config, node: usize) -> bool {
         let node = &self.nodes[node];
-        let told = usize::from(node.protocol.epoch());
-        config.features.recover && node.alive && told < usize::from(self.losses)
+        config.features.recover && node.alive && node.protocol.epoch() < u16::from(self.changes)
     }
 
-    /// The node is told of the next loss.
-    pub fn learn(&mut self, config: &Config, index: usize) -> Result<(), String> {
-        let epoch = self.nodes[index].protocol.epoch() + 1;
-        let lost = NodeId::new(config.losses[usize::from(epoch) - 1]).ok_or("harness: no node")?;
+    /// Whether the next change can happen. Only who is known by all to be lost is taken in again.
+    pub fn can_change(&self, config: &Config) -> bool {
+        let Some(change) = config.changes.get(usize::from(self.changes)) else { return false };
+        let Change::Join(node) = *change else { return true };
+        let before = &config.changes[..usize::from(self.changes)];
+        let lost = before.iter().rposition(|it| *it == Change::Lose(node)).map_or(0, |at| at + 1);
+        let knows = |it: &Arc<Node>| !it.alive || usize::from(it.protocol.epoch()) >= lost;
+        self.nodes.iter().all(knows)
+    }
+
+    /// The next change happens.
+    pub fn change(&mut self, config: &Config) {
+        let change = config.changes[usize::from(self.changes)];
+        self.changes += 1;
+        match change {
+            Change::Lose(node) => self.lose(config, node),
+            // Its links are new.
+            Change::Join(node) => self.network.retain(|e| e.from.index() != node),
+        }
+    }
+
+    /// Of how many changes the node may have been told when it opens the region, if it has joined and is
+    /// to.
+    pub fn can_arrive(&self, config: &Config, index: usize) -> Range<u8> {
+        let now = config.epoch(usize::from(self.changes));
+        let joined = NodeId::new(index).and_then(|node| now.joined.get(&node).copied());
+        match joined {
+            Some(joined) if !self.nodes[index].alive => joined as u8..self.changes + 1,
+            _ => 0..0,
+        }
+    }
+
+    /// The node opens the region, which was there before.
+    pub fn arrive(&mut self, config: &Config, index: usize, number: u8) -> Result<(), String> {
+        let life = self.nodes[index].life + 1;
+        let mut node = Node::new(config, index);
+        node.life = life;
+        self.nodes[index] = Arc::new(node);
+        self.coverage.arrivals += 1;
+        self.turn(config, index, &[], |protocol, fx| {
+            protocol.arrive(0, &config.epoch(usize::from(number)), fx);
+            Ok(())
+        })?;
+        let network = std::mem::take(&mut self.network);
+        self.note_recoverable(config, network.iter());
+        self.network = network;
+        Ok(())
+    }
+
+    /// The node is told of changes up to this one.
+    pub fn learn(&mut self, config: &Config, index: usize, number: u8) -> Result<(), String> {
         self.coverage.recoveries += 1;
         self.turn(config, index, &[], |protocol, fx| {
-            protocol.lost(NodeSet::only(lost), epoch, fx);
+            protocol.change(&config.epoch(usize::from(number)), fx);
             Ok(())
         })?;
         // What would be dropped anyway is one state less to tell apart.
@@ -45,7 +93,8 @@ impl World {
         config: &Config,
         network: impl Iterator<Item = &'a Arc<Envelope>>,
     ) {
-        if (0..config.nodes()).any(|node| self.can_learn(config, node)) {
+        let late = |node| self.can_learn(config, node) || !self.can_arrive(config, node).is_empty();
+        if (0..config.nodes()).any(late) {
             return;
         }
         let mut recoverable: Vec<Option<bool>> =
@@ -70,12 +119,17 @@ impl World {
             return Some(true);
         }
         let lost = nodes().any(|node| node.protocol.state(page) == PageState::Lost);
-        let noted = nodes().filter(|node| node.protocol.was_touched(page)).count();
+        // Who has just joined does not rule.
+        let newcomers = config.epoch(usize::from(self.changes)).newcomers();
+        let rules = |index: usize| NodeId::new(index).is_some_and(|it| !newcomers.contains(it));
+        let all = self.nodes.iter().enumerate();
+        let rulers = || all.clone().filter(|(index, node)| node.alive && rules(*index));
+        let noted = rulers().filter(|(_, node)| node.protocol.was_touched(page)).count();
         match noted {
             _ if lost || !config.features.zeros => Some(false),
             // The first touch was not through: who has noted it, takes the page for lost.
             0 => Some(true),
-            some if some == nodes().count() => Some(false),
+            some if some == rulers().count() => Some(false),
             _ => None,
         }
     }
@@ -143,8 +197,11 @@ impl World {
     /// no loss is being settled, and where there are frames for them.
     pub fn may_attempt(&self, config: &Config, thread: usize) -> bool {
         let (script, next) = (&config.scripts[thread], usize::from(self.threads[thread].next));
-        let Some(Op::Restore(_, pages)) = script.ops.get(next) else { return true };
         let node = &self.nodes[script.node];
+        if !node.alive || node.life != script.life {
+            return false;
+        }
+        let Some(Op::Restore(_, pages)) = script.ops.get(next) else { return true };
         let room = config.capacity.saturating_sub(node.memory.count());
         node.protocol.may_restore() && room >= *pages as usize
     }
@@ -192,7 +249,7 @@ impl World {
                 let known = self.nodes.iter().any(|node| node.alive && there(node));
                 // Who rules on it may restore it, and have told nobody yet, or be lost since.
                 let mut others = self.threads.iter().map(|thread| thread.stance);
-                let restores = others.any(|stance| stance == Stance::Restoring) || self.losses > 1;
+                let restores = others.any(|stance| stance == Stance::Restoring) || self.changes > 1;
                 if !known && !restores || !pages.contains(&page) {
                     return Err(format!("restore: {page:?} is lost, but is refused as if not"));
                 }
@@ -231,6 +288,7 @@ pub fn configs() -> Vec<(Config, &'static str)> {
     configs.extend(several_losses());
     configs.extend(restores());
     configs.extend(restores_and_losses());
+    configs.extend(joins());
     configs
 }
 
@@ -257,6 +315,14 @@ pub fn larger() -> Vec<Config> {
     let mut configs = each_lost(leases);
     configs.extend(each_lost(frames));
     configs.extend(each_lost(|| operations("2 operations")));
+    let join = |name: &str, scripts| Config::new(name, &[1, 0, 0], 1, scripts);
+    let first = vec![on(0, &[write(0)]), on(1, &[read(0)]), later_on(2, &[write(0), read(0)])];
+    configs.push(join("a node joins", first.clone()).joining(2));
+    configs.push(join("a first touch, a node joins", first).announcing().joining(2));
+    let comes = vec![on(0, &[read(0)]), on(1, &[write(0)]), later_on(1, &[read(0), write(0)])];
+    configs.push(join("a node comes back", comes).recovering(&[1]).joining(1));
+    let owner = vec![on(0, &[write(0)]), on(1, &[read(0)]), later_on(0, &[read(0), write(0)])];
+    configs.push(join("a first owner comes back", owner).recovering(&[0]).joining(0));
     configs
 }
 
@@ -479,6 +545,80 @@ fn restores_and_losses() -> Vec<(Config, &'static str)> {
             config("first touches, a loss while restoring", &[1, 0, 0], one(), &[0, 2])
                 .announcing(),
             "restored",
+        ),
+    ]
+}
+
+/// Nodes join: for the first time, or after they were lost.
+fn joins() -> Vec<(Config, &'static str)> {
+    let config = |name: &str, shares: &[u64], scripts| Config::new(name, shares, 1, scripts);
+    let first = || vec![on(0, &[write(0)]), later_on(2, &[write(0), read(0)])];
+    let comes = || vec![on(1, &[write(0)]), later_on(1, &[read(0), write(0)])];
+    let owner = || vec![on(0, &[write(0)]), on(1, &[read(0)]), later_on(0, &[write(0)])];
+    let given = || vec![on(1, &[write(0)]), later_on(0, &[read(0)])];
+    let alone = || vec![on(0, &[write(0)]), on(1, &[write(0)]), later_on(1, &[read(0)])];
+    let other = || vec![on(1, &[read(0)]), later_on(2, &[write(0)])];
+    let touched = || vec![later_on(0, &[read(0)])];
+    let leases = || {
+        let scripts = vec![on(1, &[write(0), read(2)]), later_on(0, &[write(1)])];
+        Config::new("leases, a first owner comes back", &[1, 1], 4, scripts).lease(2)
+    };
+    let restored = || vec![on(1, &[restore(0)]), later_on(0, &[read(0), restore(0)])];
+    let again = |config: Config, node| config.recovering(&[node]).joining(node);
+    vec![
+        (config("a node joins", &[1, 0, 0], first()).joining(2), "recoveries arrivals"),
+        (
+            config("a first touch, a node joins", &[1, 0, 0], first()).announcing().joining(2),
+            "recoveries arrivals",
+        ),
+        (
+            again(config("a node comes back", &[1, 0, 0], comes()), 1),
+            "recoveries arrivals lost-pages",
+        ),
+        (
+            again(config("a first owner comes back", &[1, 0, 0], given()), 0),
+            "recoveries arrivals lost-pages",
+        ),
+        (
+            again(config("a first owner comes back to one", &[0, 1], alone()), 1),
+            "arrivals lost-pages",
+        ),
+        (
+            again(config("a first owner of zeros comes back", &[1, 0], owner()), 0).announcing(),
+            "arrivals adopted inherited lost-pages",
+        ),
+        (again(leases(), 0), "arrivals leases lost-pages"),
+        (again(leases(), 0).announcing(), "arrivals leases adopted lost-pages"),
+        (
+            again(config("who comes back restores", &[1, 0], restored()), 0),
+            "arrivals restored not-lost",
+        ),
+        (
+            config("a node joins, the owner is lost", &[1, 0, 0], other()).joining(2).losing(0),
+            "arrivals inherited lost-pages",
+        ),
+        (
+            config("a node joins and is lost", &[1, 0, 0], other()).joining(2).losing(2),
+            "arrivals recoveries",
+        ),
+        (
+            config("zeros, a node joins, the owner is lost", &[1, 0, 0], other())
+                .announcing()
+                .joining(2)
+                .losing(0),
+            "arrivals adopted lost-pages",
+        ),
+        (
+            config("zeros, who adopts is lost after a join", &[1, 0, 0], touched())
+                .announcing()
+                .recovering(&[0])
+                .joining(0)
+                .losing(1),
+            "arrivals adopted lost-pages",
+        ),
+        (
+            again(config("a page moves, a node comes back", &[1, 0], owner()), 0).handing_over(1),
+            "arrivals moved",
         ),
     ]
 }

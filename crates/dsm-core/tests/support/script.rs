@@ -1,7 +1,7 @@
 //! What the threads of a world do, and what world it is.
 
 use dsm_core::protocol::{Features, Homes, Mutation, Settings};
-use dsm_core::{Access, NodeId, Page};
+use dsm_core::{Access, Epoch, NodeId, Page};
 
 /// What an instruction does with one page.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -80,11 +80,35 @@ pub fn restore(page: u64) -> Op {
 #[derive(Clone, Debug)]
 pub struct Script {
     pub node: usize,
+    /// In which process of the node: 0, or 1 for the one that joined.
+    pub life: u8,
     pub ops: Vec<Op>,
 }
 
 pub fn on(node: usize, ops: &[Op]) -> Script {
-    Script { node, ops: ops.to_vec() }
+    Script { node, life: 0, ops: ops.to_vec() }
+}
+
+/// As [`on`], when the node has joined.
+pub fn later_on(node: usize, ops: &[Op]) -> Script {
+    Script { node, life: 1, ops: ops.to_vec() }
+}
+
+/// What becomes of a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// It is lost.
+    Lose(usize),
+    /// It joins as a new process: for the first time, or when all others know that it was lost.
+    Join(usize),
+}
+
+impl Change {
+    pub fn node(self) -> usize {
+        match self {
+            Self::Lose(node) | Self::Join(node) => node,
+        }
+    }
 }
 
 /// A world before it starts.
@@ -99,8 +123,8 @@ pub struct Config {
     pub shares: Vec<u64>,
     pub features: Features,
     pub scripts: Vec<Script>,
-    /// The nodes that may be lost, in this order, each at any moment.
-    pub losses: Vec<usize>,
+    /// What becomes of nodes, in this order, each at any moment.
+    pub changes: Vec<Change>,
     /// Messages of one node to another arrive in order.
     pub fifo: bool,
     /// How many frames are given back, at any moment.
@@ -140,7 +164,7 @@ impl Config {
             shares: shares.to_vec(),
             features: PLAIN,
             scripts,
-            losses: Vec::new(),
+            changes: Vec::new(),
             fifo: false,
             calm: false,
             evictions: 0,
@@ -171,14 +195,44 @@ impl Config {
     }
 
     pub fn losing(mut self, node: usize) -> Self {
-        self.losses.push(node);
+        self.changes.push(Change::Lose(node));
         self
+    }
+
+    /// A node joins: one that was lost before, or was not there at first.
+    pub fn joining(mut self, node: usize) -> Self {
+        self.features.recover = true;
+        self.changes.push(Change::Join(node));
+        self
+    }
+
+    /// Whether the node is not there at first.
+    pub fn is_late(&self, node: usize) -> bool {
+        let first = self.changes.iter().find(|change| change.node() == node);
+        first == Some(&Change::Join(node))
+    }
+
+    /// The epoch that the change of this number begins; that before the first has number 0.
+    pub fn epoch(&self, number: usize) -> Epoch {
+        let nodes = (0..self.nodes()).filter(|&node| !self.is_late(node));
+        let mut epoch = Epoch::first(number as u16, nodes.filter_map(NodeId::new).collect());
+        for (at, change) in self.changes.iter().enumerate().take(number) {
+            let Some(node) = NodeId::new(change.node()) else { continue };
+            epoch.joined.remove(&node);
+            if matches!(change, Change::Join(_)) {
+                epoch.members.insert(node);
+                epoch.joined.insert(node, at as u16 + 1);
+            } else {
+                epoch.members.remove(node);
+            }
+        }
+        epoch
     }
 
     /// These nodes are lost, and the others go on.
     pub fn recovering(mut self, lost: &[usize]) -> Self {
         self.features.recover = true;
-        self.losses = lost.to_vec();
+        self.changes = lost.iter().map(|&node| Change::Lose(node)).collect();
         self
     }
 
@@ -212,13 +266,20 @@ impl Config {
         self.shares.len()
     }
 
+    /// The shares of those that are there at first.
+    fn first_shares(&self) -> Vec<u64> {
+        let none = (0..self.nodes()).all(|node| self.is_late(node) || self.shares[node] == 0);
+        let share = |node| if self.is_late(node) { 0 } else { self.shares[node].max(none.into()) };
+        (0..self.nodes()).map(share).collect()
+    }
+
     pub fn settings(&self, node: usize) -> Settings {
         Settings {
             me: NodeId::new(node).expect("a node of the cluster"),
             nodes: self.nodes(),
             pages: self.pages,
             lease_pages: self.lease_pages,
-            homes: Homes::spread(self.pages, self.lease_pages, &self.shares),
+            homes: Homes::spread(self.pages, self.lease_pages, &self.first_shares()),
             features: self.features,
             mutation: self.mutation,
         }

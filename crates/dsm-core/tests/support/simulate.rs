@@ -8,7 +8,7 @@ use dsm_core::Age;
 use dsm_core::protocol::PageState;
 
 use super::coverage::Coverage;
-use super::script::{Config, Op};
+use super::script::{Change, Config, Op};
 use super::world::{Action, Envelope, Stance, World};
 
 /// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
@@ -68,9 +68,11 @@ enum Event {
     Step(usize),
     Ran(usize, u8),
     Quiet(usize, u8),
-    Lose,
+    Change,
     End(usize),
     Learn(usize),
+    /// The node opens the region.
+    Open(usize),
     /// The node looks after its memory.
     Relieve(usize),
     /// The node looks for stores to walk-shared pages.
@@ -126,9 +128,9 @@ pub fn simulate(
 
 impl Simulation<'_> {
     fn run(&mut self, events_max: usize) -> Result<(), String> {
-        for _ in &self.config.losses {
+        for _ in &self.config.changes {
             let at = self.random.below(self.pace.loss_at);
-            self.at(at, Event::Lose);
+            self.at(at, Event::Change);
         }
         self.schedule_threads();
         let mut events = 0;
@@ -193,27 +195,30 @@ impl Simulation<'_> {
                 }
                 Ok(())
             }
-            Event::Lose => {
-                let next = usize::from(self.world.losses);
-                // Some are lost earlier than was planned.
-                let Some(&node) = self.config.losses.get(next) else { return Ok(()) };
-                self.world.lose(self.config, node);
-                let recovers = self.config.features.recover;
-                for survivor in (0..self.config.nodes()).filter(|&survivor| survivor != node) {
-                    let delay = 1 + self.random.below(self.pace.latency_max * 20);
-                    let event = if recovers { Event::Learn } else { Event::End };
-                    self.at(delay, event(survivor));
-                }
-                Ok(())
-            }
+            Event::Change => self.change(),
             Event::End(node) => self.world.apply(self.config, Action::End(node)),
             Event::Learn(node) if self.world.can_learn(self.config, node) => {
-                self.world.apply(self.config, Action::Learn(node))?;
-                let (network, flying) = (self.world.network.clone(), self.flying.values());
-                self.world.note_recoverable(self.config, network.iter().chain(flying));
+                let told = self.world.nodes[node].protocol.epoch() as u8;
+                let to = told + 1 + self.random.below((self.world.changes - told).into()) as u8;
+                self.world.apply(self.config, Action::Learn(node, to))?;
+                self.note_recoverable();
                 Ok(())
             }
             Event::Learn(_) => Ok(()),
+            Event::Open(node) => {
+                let numbers = self.world.can_arrive(self.config, node);
+                if numbers.is_empty() {
+                    return Ok(());
+                }
+                let number = numbers.start + self.random.below(numbers.len() as u64) as u8;
+                self.world.apply(self.config, Action::Arrive(node, number))?;
+                self.note_recoverable();
+                for _ in number..self.world.changes {
+                    let delay = 1 + self.random.below(self.pace.latency_max * 20);
+                    self.at(delay, Event::Learn(node));
+                }
+                Ok(())
+            }
             Event::Tick(node) => {
                 self.ticking[node] = false;
                 self.world.apply(self.config, Action::Tick(node))
@@ -223,6 +228,36 @@ impl Simulation<'_> {
                 self.relieve(node)
             }
         }
+    }
+
+    /// The next change happens, if it can already.
+    fn change(&mut self) -> Result<(), String> {
+        let next = usize::from(self.world.changes);
+        // Some happen earlier than was planned.
+        let Some(&change) = self.config.changes.get(next) else { return Ok(()) };
+        let soon = 1 + self.random.below(self.pace.latency_max * 20);
+        if !self.world.can_change(self.config) {
+            self.at(soon, Event::Change);
+            return Ok(());
+        }
+        self.world.change(self.config);
+        if let Change::Join(node) = change {
+            // Its links are new.
+            self.flying.retain(|_, envelope| envelope.from.index() != node);
+            self.at(soon, Event::Open(node));
+        }
+        let recovers = self.config.features.recover;
+        for other in (0..self.config.nodes()).filter(|&other| other != change.node()) {
+            let delay = 1 + self.random.below(self.pace.latency_max * 20);
+            let event = if recovers { Event::Learn } else { Event::End };
+            self.at(delay, event(other));
+        }
+        Ok(())
+    }
+
+    fn note_recoverable(&mut self) {
+        let (network, flying) = (self.world.network.clone(), self.flying.values());
+        self.world.note_recoverable(self.config, network.iter().chain(flying));
     }
 
     /// A frame goes now and then, as if memory were short.
@@ -358,11 +393,11 @@ impl Simulation<'_> {
             self.at(soon, Event::Ran(thread, next));
             self.at(self.pace.quiet_after, Event::Quiet(thread, next));
         }
-        let more = usize::from(self.world.losses) < self.config.losses.len();
+        let more = usize::from(self.world.changes) < self.config.changes.len();
         if self.world.threads[thread].stance == Stance::Restoring && more && self.random.one_in(2) {
             // The next loss comes between.
             let soon = self.random.below(self.pace.latency_max * 3);
-            self.at(soon, Event::Lose);
+            self.at(soon, Event::Change);
         }
         Ok(())
     }
@@ -371,7 +406,7 @@ impl Simulation<'_> {
     fn had_better_wait(&mut self, thread: usize) -> bool {
         let (script, next) = (&self.config.scripts[thread], self.world.threads[thread].next);
         let Op::Restore(page, _) = script.ops[usize::from(next)] else { return false };
-        let more = usize::from(self.world.losses) < self.config.losses.len()
+        let more = usize::from(self.world.changes) < self.config.changes.len()
             || self.world.can_learn(self.config, script.node);
         let lost = self.world.nodes[script.node].protocol.state(page) == PageState::Lost;
         more && !lost && !self.random.one_in(4)

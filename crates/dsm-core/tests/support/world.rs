@@ -20,6 +20,8 @@ pub struct Node {
     pub protocol: Protocol,
     pub memory: Memory,
     pub alive: bool,
+    /// How many processes of it have joined.
+    pub life: u8,
     /// Of the protocol and the memory; kept, since most events change one node.
     fingerprint: u128,
     /// Messages that wait until reports of this node are in force, up to a number.
@@ -30,6 +32,23 @@ pub struct Node {
 }
 
 impl Node {
+    /// At its start.
+    pub fn new(config: &Config, index: usize) -> Self {
+        let mut node = Self {
+            protocol: Protocol::new(config.settings(index)).after(&config.epoch(0)),
+            memory: Memory::new(config.pages, &config.tables, config.capacity),
+            alive: true,
+            life: 0,
+            fingerprint: 0,
+            held: Vec::new(),
+            last_seq: 0,
+            invalidated: vec![Version::ZERO; config.pages as usize],
+        };
+        node.memory.recovers = config.features.recover;
+        node.fingerprint = fingerprint(&(&node.protocol, &node.memory));
+        node
+    }
+
     fn ends(&self) -> bool {
         self.alive && !self.protocol.has_ended()
     }
@@ -90,12 +109,14 @@ pub enum Action {
     Quiet(usize),
     /// The thread lets go of its hold.
     Release(usize),
-    /// The node vanishes.
-    Lose(usize),
+    /// The next change happens: a node vanishes, or may open the region.
+    Change,
+    /// The node, which has joined, opens the region, and has been told of so many changes.
+    Arrive(usize, u8),
     /// The node learns of the loss, and its region ends.
     End(usize),
-    /// The node learns of the next loss, and goes on.
-    Learn(usize),
+    /// The node learns of so many changes, and goes on.
+    Learn(usize, u8),
     /// The node gives a frame back, for the sake of something of this age.
     Evict(usize, Page, Age),
     /// The first node asks the second for room.
@@ -122,8 +143,8 @@ pub struct World {
     /// Where pages may be walk-shared.
     pub causality: Option<Causality>,
     pub lost: bool,
-    /// How many have been lost.
-    pub losses: u8,
+    /// How many changes have happened.
+    pub changes: u8,
     /// Where survivors go on: pages that must be recovered, and that must not be, if either holds.
     pub recoverable: Vec<Option<bool>>,
     pub evictions: u32,
@@ -137,18 +158,7 @@ impl World {
     pub fn new(config: &Config) -> Self {
         let nodes = (0..config.nodes())
             .map(|index| {
-                let mut node = Node {
-                    protocol: Protocol::new(config.settings(index)),
-                    memory: Memory::new(config.pages, &config.tables, config.capacity),
-                    alive: true,
-                    fingerprint: 0,
-                    held: Vec::new(),
-                    last_seq: 0,
-                    invalidated: vec![Version::ZERO; config.pages as usize],
-                };
-                node.memory.recovers = config.features.recover;
-                node.fingerprint = fingerprint(&(&node.protocol, &node.memory));
-                Arc::new(node)
+                Arc::new(Node { alive: !config.is_late(index), ..Node::new(config, index) })
             })
             .collect();
         let thread =
@@ -161,7 +171,7 @@ impl World {
             causality: (config.features.walk_shared)
                 .map(|_| Causality::new(config.nodes(), config.pages)),
             lost: false,
-            losses: 0,
+            changes: 0,
             recoverable: vec![Some(true); config.pages as usize],
             evictions: 0,
             room_asked: 0,
@@ -178,14 +188,15 @@ impl World {
             sum = sum.wrapping_add(fingerprint(&(envelope.fingerprint, place)));
         }
         for (index, node) in self.nodes.iter().enumerate() {
-            sum = sum.wrapping_add(fingerprint(&(node.fingerprint, node.alive, index)));
+            let process = (node.fingerprint, node.alive, node.life);
+            sum = sum.wrapping_add(fingerprint(&(process, index)));
             for (at, (after, envelope)) in node.held.iter().enumerate() {
                 sum = sum.wrapping_add(fingerprint(&(after, envelope.fingerprint, at)));
             }
         }
         let Self { threads, latest, causality, lost, evictions, room_asked, .. } = self;
-        let losses = (lost, self.losses, &self.recoverable);
-        fingerprint(&(sum, threads, latest, causality, losses, evictions, room_asked))
+        let changes = (lost, self.changes, &self.recoverable);
+        fingerprint(&(sum, threads, latest, causality, changes, evictions, room_asked))
     }
 
     /// Messages that have not arrived.
@@ -217,7 +228,8 @@ impl World {
         for (index, (thread, script)) in self.threads.iter().zip(&config.scripts).enumerate() {
             let more = usize::from(thread.next) < script.ops.len();
             let calm = !(config.calm && thread.quiet);
-            if thread.stance == Stance::Free && more && calm && self.may_attempt(config, index) {
+            let free = thread.stance == Stance::Free && more;
+            if free && calm && self.may_attempt(config, index) {
                 actions.push(Action::Attempt(index));
             }
             if thread.ran {
@@ -230,12 +242,16 @@ impl World {
                 actions.push(Action::Release(index));
             }
         }
-        if let Some(&node) = config.losses.get(usize::from(self.losses)) {
-            actions.push(Action::Lose(node));
+        if self.can_change(config) {
+            actions.push(Action::Change);
         }
         for (index, node) in self.nodes.iter().enumerate() {
+            for number in self.can_arrive(config, index) {
+                actions.push(Action::Arrive(index, number));
+            }
             if self.can_learn(config, index) {
-                actions.push(Action::Learn(index));
+                let told = node.protocol.epoch() as u8;
+                actions.extend((told + 1..=self.changes).map(|to| Action::Learn(index, to)));
             } else if self.lost && !config.features.recover && node.ends() {
                 actions.push(Action::End(index));
             }
@@ -331,8 +347,9 @@ impl World {
                 })?;
             }
             Action::Release(thread) => self.release_hold(config, thread)?,
-            Action::Lose(node) => self.lose(config, node),
-            Action::Learn(node) => self.learn(config, node)?,
+            Action::Change => self.change(config),
+            Action::Arrive(node, number) => self.arrive(config, node, number)?,
+            Action::Learn(node, number) => self.learn(config, node, number)?,
             Action::End(node) => {
                 self.turn(config, node, &[], |protocol, fx| {
                     protocol.end(fx);
@@ -570,14 +587,15 @@ impl World {
         })
     }
 
-    pub fn lose(&mut self, config: &Config, node: usize) {
+    pub(super) fn lose(&mut self, config: &Config, node: usize) {
         self.lost = true;
-        self.losses += 1;
+        // It may be lost before it has opened the region.
+        let life = self.nodes[node].life + u8::from(!self.nodes[node].alive);
         Arc::make_mut(&mut self.nodes[node]).alive = false;
         Arc::make_mut(&mut self.nodes[node]).held.clear();
         self.network.retain(|envelope| envelope.to.index() != node);
         for (index, script) in config.scripts.iter().enumerate() {
-            if script.node == node {
+            if script.node == node && script.life == life {
                 let thread = &mut self.threads[index];
                 thread.stance = Stance::Dead;
                 (thread.ran, thread.quiet) = (false, false);

@@ -53,7 +53,7 @@ impl Table {
         self.recoverers = Some(recoverers);
         for block in 0..self.blocks() {
             let first = Page(block * self.lease_pages);
-            let given = self.homes.of(first) == self.me;
+            let given = self.is_first(first);
             match self.origin(first) {
                 Origin::Leased(owner) if owner == self.me => {}
                 Origin::Leased(_) | Origin::Pointed(_) if given => {

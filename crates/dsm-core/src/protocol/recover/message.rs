@@ -8,10 +8,13 @@ pub const RUNS_MAX: usize = 512;
 /// A message of the recovery from a loss, or for the sake of one. It belongs to the epoch of its sender.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Recover {
-    /// The sender knows of the loss, and asks for nothing and grants nothing until all have settled.
+    /// The sender knows of the epoch, and asks for nothing and grants nothing until all have settled.
     Entered {
         /// How many messages that give ownership it has ever sent to the receiver.
         sent: u64,
+        /// It has opened the region after others had, and has settled no epoch since: it knows nothing of
+        /// it.
+        arrives: bool,
     },
     /// What the sender has of the pages that the receiver rules on.
     Holdings(Holdings),
@@ -122,6 +125,8 @@ pub struct Verdict {
     pub yours: Vec<Yours>,
     /// Pages of which nothing is left.
     pub lost: Vec<Run>,
+    /// For a receiver that has just arrived: whole lease blocks that nobody has said to touch.
+    pub untouched: Vec<Run>,
 }
 
 /// Pages in a row that the receiver owns from now on.

@@ -71,7 +71,7 @@ pub use restore::Restored;
 use super::mutation::Mutation;
 use super::table::{Role, Sharing};
 use super::{Effects, Message, PageState, Protocol, Right, Violation};
-use crate::types::{Age, NodeId, NodeSet, Page, ThreadId, Version};
+use crate::types::{Age, Epoch, NodeId, NodeSet, Page, ThreadId, Version};
 
 /// Where a machine stands in a recovery.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -83,17 +83,29 @@ enum Phase {
     Settling,
 }
 
-/// What a machine knows of losses.
+/// What a machine knows of who belongs to the cluster.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub(super) struct Recovery {
-    epoch: u16,
-    lost: NodeSet,
+    now: Epoch,
+    /// The epoch in which the region began.
+    birth: u16,
     phase: Phase,
+    /// Nodes that went or came since this node reported last: who had their number before is in no
+    /// copyset any more.
+    strangers: NodeSet,
+    /// This node has opened the region after others had, and no epoch has been settled since.
+    arrives: bool,
+    /// Who has entered this epoch and says that of itself.
+    arrivals: NodeSet,
+    /// Who has said something since it joined: it has the region open.
+    heard: NodeSet,
+    /// Who had not when this node entered this epoch, and may not have heard that.
+    unaware: NodeSet,
     /// Messages that give ownership, ever sent to and received from each node.
     sent: BTreeMap<NodeId, u64>,
     received: BTreeMap<NodeId, u64>,
     /// Who has entered a newer epoch than this node, and what it said.
-    early: BTreeMap<NodeId, (u16, u64)>,
+    early: BTreeMap<NodeId, (u16, Entering)>,
     /// Who has entered this epoch, and what it said.
     entered: BTreeMap<NodeId, u64>,
     holdings: BTreeMap<NodeId, Reported>,
@@ -107,6 +119,20 @@ pub(super) struct Recovery {
     restored: Option<Restored>,
     /// Holds that will never be complete, not reported yet.
     failed: Vec<ThreadId>,
+}
+
+/// What a node said when it entered.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+struct Entering {
+    sent: u64,
+    arrives: bool,
+}
+
+impl Recovery {
+    /// For a region that begins in the first epoch.
+    pub(super) fn new(members: NodeSet) -> Self {
+        Self { now: Epoch::first(0, members), heard: members, ..Self::default() }
+    }
 }
 
 /// Holdings of one survivor, as far as they have come.
@@ -158,19 +184,14 @@ impl Message {
 }
 
 impl Protocol {
-    /// The epoch that messages sent now belong to: 0, and the number of the last loss.
+    /// The number of the epoch that messages sent now belong to.
     pub fn epoch(&self) -> u16 {
-        self.recovery.epoch
+        self.recovery.now.number
     }
 
-    /// Whether a loss has happened and its consequences are not settled: nothing is asked for.
+    /// Whether an epoch has begun and what follows is not settled: nothing is asked for.
     pub fn is_recovering(&self) -> bool {
         self.recovery.phase != Phase::None
-    }
-
-    /// Nodes that were lost.
-    pub fn lost_nodes(&self) -> NodeSet {
-        self.recovery.lost
     }
 
     /// Holds that wait for a lost page, since the last call: they will not be complete, and have ended.
@@ -187,13 +208,27 @@ impl Protocol {
             .collect()
     }
 
-    /// For a region that begins in `epoch`, when these nodes have been lost: they are the first owners of
-    /// none of its pages.
-    pub fn after(mut self, lost: NodeSet, epoch: u16) -> Self {
+    /// For a region that begins in `epoch`. Who is no member then is the first owner of none of its
+    /// pages.
+    pub fn after(mut self, epoch: &Epoch) -> Self {
         if self.recovers() {
-            (self.recovery.lost, self.recovery.epoch) = (lost, epoch);
+            (self.recovery.now, self.recovery.birth) = (epoch.clone(), epoch.number);
+            self.recovery.heard = epoch.members;
         }
         self
+    }
+
+    /// The region began in epoch `birth`, and this node has joined since; `epoch` is the latest that it
+    /// knows of. It enters that at once. To be called before anything else.
+    pub fn arrive<E: Effects>(&mut self, birth: u16, epoch: &Epoch, fx: &mut E) {
+        if !self.recovers() || !epoch.members.contains(self.me()) {
+            return self.end(fx);
+        }
+        (self.recovery.now, self.recovery.birth) = (epoch.clone(), birth);
+        self.recovery.heard = NodeSet::EMPTY;
+        self.table.arrive(self.mutated(Mutation::RecoverArrivingAsFirst));
+        self.recovery.arrives = true;
+        self.begin_epoch(fx);
     }
 
     /// Whether the region goes on when a node is lost.
@@ -202,41 +237,85 @@ impl Protocol {
         features.recover && features.walk_shared.is_none()
     }
 
-    /// The nodes in `nodes` are lost, which begins `epoch`. All survivors must be told of the same
-    /// losses with the same numbers, each in its own time; of several at once, or one after the other.
+    /// `epoch` has begun: nodes were lost, left, or joined. All members must be told of the same epochs,
+    /// each in its own time, and may be told of several at once. But who is told that a node has joined
+    /// must have been told that it went, if it was a member before.
     ///
-    /// Who is lost must have stopped: none of its threads can use the region any more. Else it could read
-    /// what survivors have replaced.
+    /// Who is no member any more must have stopped: none of its threads can use the region. Else it could
+    /// read what the others have replaced.
     ///
     /// Where [`super::Features::recover`] is off, or pages may be walk-shared, the region ends.
-    pub fn lost<E: Effects>(&mut self, nodes: NodeSet, epoch: u16, fx: &mut E) {
-        if self.ended || epoch <= self.recovery.epoch {
+    pub fn change<E: Effects>(&mut self, epoch: &Epoch, fx: &mut E) {
+        if self.ended || epoch.number <= self.epoch() {
             return;
         }
-        if !self.recovers() || nodes.contains(self.me()) {
+        if !self.recovers() || !epoch.members.contains(self.me()) {
             return self.end(fx);
         }
         let recovery = &mut self.recovery;
-        (recovery.epoch, recovery.phase) = (epoch, Phase::Draining);
-        recovery.lost = recovery.lost.union(nodes);
+        let before = std::mem::replace(&mut recovery.now, epoch.clone());
+        let joined = epoch.joined_after(before.number);
+        let gone = before.members.minus(epoch.members);
+        recovery.strangers = recovery.strangers.union(gone).union(joined);
+        recovery.heard = recovery.heard.minus(joined);
+        if !self.mutated(Mutation::RecoverCountingTheLost) {
+            let recovery = &mut self.recovery;
+            recovery.sent.retain(|&node, _| !joined.contains(node));
+            recovery.received.retain(|&node, _| !joined.contains(node));
+        }
+        self.begin_epoch(fx);
+    }
+
+    /// Takes back what is under way, and tells all that this node has entered the epoch.
+    fn begin_epoch<E: Effects>(&mut self, fx: &mut E) {
+        let epoch = self.epoch();
+        let recovery = &mut self.recovery;
+        recovery.phase = Phase::Draining;
         recovery.holdings.clear();
         recovery.verdicts.clear();
-        recovery.settled = NodeSet::EMPTY;
+        (recovery.settled, recovery.arrivals) = (NodeSet::EMPTY, NodeSet::EMPTY);
         recovery.entered.clear();
-        for (&node, &(entered, sent)) in &recovery.early {
+        for (&node, &(entered, entering)) in &recovery.early {
             if entered == epoch {
-                recovery.entered.insert(node, sent);
+                recovery.entered.insert(node, entering.sent);
+                if entering.arrives {
+                    recovery.arrivals.insert(node);
+                }
             }
         }
         recovery.early.retain(|_, early| early.0 > epoch);
+        recovery.unaware = recovery.now.members.minus(recovery.heard);
         self.take_back();
-        for node in self.survivors().without(self.me()).iter() {
-            let sent = self.recovery.sent.get(&node).copied().unwrap_or(0);
-            self.send(node, Message::Recover(Recover::Entered { sent }), fx);
+        for node in self.members().without(self.me()).iter() {
+            self.say_entered(node, self.recovery.arrives, fx);
         }
         // Nobody else may be left; then there is nothing to contradict.
         let _ = self.advance(fx);
         self.settle(fx);
+    }
+
+    fn say_entered<E: Effects>(&mut self, to: NodeId, arrives: bool, fx: &mut E) {
+        let sent = self.recovery.sent.get(&to).copied().unwrap_or(0);
+        self.send(to, Message::Recover(Recover::Entered { sent, arrives }), fx);
+    }
+
+    /// `from` has entered this epoch; whether that can be. It has the region open, and is told what it may
+    /// not have heard.
+    fn receive_entered<E: Effects>(
+        &mut self,
+        from: NodeId,
+        entering: Entering,
+        fx: &mut E,
+    ) -> bool {
+        let Entering { sent, arrives } = entering;
+        if arrives {
+            self.recovery.arrivals.insert(from);
+        }
+        if self.recovery.unaware.remove(from) && !self.mutated(Mutation::RecoverUnansweredArrival) {
+            self.say_entered(from, self.recovery.arrives, fx);
+        }
+        // It may say so once more, for the same reason.
+        self.recovery.entered.insert(from, sent).is_none_or(|said| said == sent)
     }
 
     /// As [`Protocol::receive`], for a message that its sender sent in `epoch`.
@@ -252,6 +331,9 @@ impl Protocol {
         fx: &mut E,
     ) -> Result<(), Violation> {
         self.check(from, &message)?;
+        if epoch > self.epoch() || self.members().contains(from) {
+            self.recovery.heard.insert(from);
+        }
         if self.ended || self.ignores(from, epoch, &message) {
             return Ok(());
         }
@@ -261,16 +343,15 @@ impl Protocol {
         let phase = self.recovery.phase;
         match message {
             Message::Recover(message) => self.receive_recover(from, epoch, message, fx)?,
-            message if epoch < self.recovery.epoch && message.gives_ownership() => {
+            message if epoch < self.epoch() && message.gives_ownership() => {
                 if phase != Phase::Draining {
                     return Err(Violation::Recovery { node: from.index() });
                 }
                 self.absorb(from, message, fx)?;
                 self.advance(fx)?;
             }
-            _ if epoch > self.recovery.epoch
-                || matches!(phase, Phase::Draining | Phase::Deciding)
-                    && epoch == self.recovery.epoch =>
+            _ if epoch > self.epoch()
+                || matches!(phase, Phase::Draining | Phase::Deciding) && epoch == self.epoch() =>
             {
                 return Err(Violation::Recovery { node: from.index() });
             }
@@ -280,11 +361,12 @@ impl Protocol {
         Ok(())
     }
 
-    /// Whether a message means nothing to this node any more: it is from a lost node, or from an older
-    /// epoch and gives no ownership.
+    /// Whether a message means nothing to this node any more: it is from a node that went, or from an
+    /// older epoch and gives no ownership.
     pub fn ignores(&self, from: NodeId, epoch: u16, message: &Message) -> bool {
-        let lost = self.recovery.lost.contains(from);
-        let old = epoch < self.recovery.epoch && !message.gives_ownership();
+        // Who joins may know of that before this node does.
+        let lost = epoch <= self.epoch() && !self.members().contains(from);
+        let old = epoch < self.epoch() && !message.gives_ownership();
         lost && !self.mutated(Mutation::RecoverHearingTheLost)
             || old && !self.mutated(Mutation::RecoverHearingThePast)
     }
@@ -308,7 +390,7 @@ impl Protocol {
                 holdings.runs.iter().try_for_each(|held| check(&held.run))
             }
             Recover::Verdict(verdict) => {
-                verdict.lost.iter().try_for_each(check)?;
+                verdict.lost.iter().chain(&verdict.untouched).try_for_each(check)?;
                 verdict.yours.iter().try_for_each(|yours| {
                     check(&yours.run)?;
                     self.check_nodes(yours.copyset)
@@ -328,20 +410,24 @@ impl Protocol {
         if !self.settings.features.recover {
             return Err(violation);
         }
+        let number = self.epoch();
         let recovery = &mut self.recovery;
-        if let Recover::Entered { sent } = message
-            && epoch > recovery.epoch
+        if let Recover::Entered { sent, arrives } = message
+            && epoch > number
         {
             // This node will be told, too. Only the last that the other entered can come to count.
-            let early = recovery.early.entry(from).or_insert((epoch, sent));
-            *early = (*early).max((epoch, sent));
+            let entering = (epoch, Entering { sent, arrives });
+            let early = recovery.early.entry(from).or_insert(entering);
+            *early = (*early).max(entering);
             return Ok(());
         }
-        if epoch != recovery.epoch {
+        if epoch != number {
             return Err(violation);
         }
         let fits = match message {
-            Recover::Entered { sent } => recovery.entered.insert(from, sent).is_none(),
+            Recover::Entered { sent, arrives } => {
+                self.receive_entered(from, Entering { sent, arrives }, fx)
+            }
             Recover::Holdings(Holdings { part, last, highest, runs }) => {
                 let reported = recovery.holdings.entry(from).or_default();
                 // No two runs have a page in common, so this bounds what a peer can have kept here.
@@ -409,46 +495,54 @@ impl Protocol {
         }
     }
 
-    /// Nodes that are not lost.
-    fn survivors(&self) -> NodeSet {
-        NodeSet::first(self.settings.nodes).minus(self.recovery.lost)
+    /// Who belongs to the cluster, as far as this machine was told.
+    pub(super) fn members(&self) -> NodeSet {
+        self.recovery.now.members
+    }
+
+    /// Whether what `node` once was the first owner of may have been anywhere since: it was away, or its
+    /// number has gone to another process.
+    fn is_void(&self, node: NodeId) -> bool {
+        let Recovery { now, birth, .. } = &self.recovery;
+        let joined = now.joined.get(&node).is_some_and(|joined| joined > birth);
+        !now.members.contains(node) || joined && !self.mutated(Mutation::RecoverTrustingReturned)
     }
 
     /// Goes on to the next phase as far as what has come allows.
     fn advance<E: Effects>(&mut self, fx: &mut E) -> Result<(), Violation> {
-        let survivors = self.survivors();
-        if self.recovery.phase == Phase::Draining && self.is_drained(survivors) {
+        let members = self.members();
+        if self.recovery.phase == Phase::Draining && self.is_drained(members) {
             self.recovery.phase = Phase::Deciding;
-            self.report_holdings(survivors, fx);
+            self.report_holdings(fx);
         }
         if self.recovery.phase == Phase::Deciding {
             let me = self.me();
-            if !self.recovery.verdicts.contains_key(&me) && self.has_all_holdings(survivors) {
-                self.rule(survivors, fx)?;
+            if !self.recovery.verdicts.contains_key(&me) && self.has_all_holdings(members) {
+                self.rule(members, fx)?;
             }
             let verdict = |node| self.recovery.verdicts.get(&node).copied();
             let ruled = |node| verdict(node).is_some_and(Parts::are_complete);
             let early = self.mutated(Mutation::RecoverWithoutAVerdict);
-            if survivors.iter().all(ruled) || early && ruled(me) {
+            if members.iter().all(ruled) || early && ruled(me) {
                 self.recovery.phase = Phase::Settling;
                 self.recovery.settled.insert(me);
-                for node in survivors.without(me).iter() {
+                for node in members.without(me).iter() {
                     self.send(node, Message::Recover(Recover::Settled), fx);
                 }
             }
         }
-        let all = survivors.iter().all(|node| self.recovery.settled.contains(node));
+        let all = members.iter().all(|node| self.recovery.settled.contains(node));
         let early = self.mutated(Mutation::RecoverWithoutSettling);
         if self.recovery.phase == Phase::Settling && (all || early) {
-            self.recovery.phase = Phase::None;
+            (self.recovery.phase, self.recovery.arrives) = (Phase::None, false);
             self.ask_anew(fx);
         }
         Ok(())
     }
 
-    fn is_drained(&self, survivors: NodeSet) -> bool {
+    fn is_drained(&self, members: NodeSet) -> bool {
         let come = |node: &NodeId| self.recovery.received.get(node).copied().unwrap_or(0);
-        survivors.without(self.me()).iter().all(|node| {
+        members.without(self.me()).iter().all(|node| {
             let sent = self.recovery.entered.get(&node);
             sent.is_some_and(|&sent| {
                 come(&node) >= sent || self.mutated(Mutation::RecoverWithoutDraining)
@@ -456,12 +550,12 @@ impl Protocol {
         })
     }
 
-    fn has_all_holdings(&self, survivors: NodeSet) -> bool {
+    fn has_all_holdings(&self, members: NodeSet) -> bool {
         let complete = |node: NodeId| {
             self.recovery.holdings.get(&node).is_some_and(|reported| reported.parts.are_complete())
         };
         let skipped = self.mutated(Mutation::RecoverWithoutAReport);
-        survivors.iter().all(|node| complete(node) || skipped && node != self.me())
+        members.iter().all(|node| complete(node) || skipped && node != self.me())
     }
 
     /// Takes back all that this node has asked for, and what it was about to answer.

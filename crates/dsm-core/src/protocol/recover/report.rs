@@ -10,11 +10,11 @@ use crate::types::{NodeId, NodeSet, Page, Version};
 
 impl Protocol {
     /// All ownership is here: forgets what it believed of the lost, and reports to each recoverer.
-    pub(super) fn report_holdings<E: Effects>(&mut self, survivors: NodeSet, fx: &mut E) {
+    pub(super) fn report_holdings<E: Effects>(&mut self, fx: &mut E) {
         debug_assert_eq!(self.recovery.phase, Phase::Deciding, "reported before all had entered");
         self.rooms = Default::default();
-        let recoverers = Recoverers::new(survivors, self.recovery.epoch, self.table.blocks());
-        self.table.recover(recoverers);
+        let rulers = self.rulers();
+        self.table.recover(Recoverers::new(rulers, self.epoch(), self.table.blocks()));
         let highest = self.forget_the_lost();
         let me = self.me();
         for (recoverer, runs) in self.holdings() {
@@ -33,22 +33,31 @@ impl Protocol {
         }
     }
 
+    /// Who rules in this epoch: those who may know which memory nobody has touched.
+    fn rulers(&self) -> NodeSet {
+        let old = self.members().minus(self.recovery.now.newcomers());
+        if old.is_empty() || self.mutated(Mutation::RecoverNewcomersRule) {
+            return self.members();
+        }
+        old
+    }
+
     /// Takes the lost out of copysets and resets all hints. Returns the highest version of a frame.
     fn forget_the_lost(&mut self) -> Version {
         let mut highest = Version::ZERO.next();
         let trusts_hints = self.mutated(Mutation::RecoverTrustingHints);
         let keeps_copysets = self.mutated(Mutation::RecoverKeepingCopysets);
-        let lost = self.recovery.lost;
+        let strangers = std::mem::take(&mut self.recovery.strangers);
         let known = self.table.allocated(self.served.clone()).into_iter();
         for page in known.flat_map(|part| part.start.0..part.end.0).map(Page) {
             let mut entry = self.table.get(page);
             highest = highest.max(entry.version);
             match &mut entry.role {
                 Role::Owner { sharing: Sharing::Copies(copies), .. } if !keeps_copysets => {
-                    *copies = copies.minus(lost);
+                    *copies = copies.minus(strangers);
                 }
                 Role::Owner { .. } => {}
-                Role::Holder { owner, .. } if trusts_hints && !lost.contains(*owner) => {}
+                Role::Holder { owner, .. } if trusts_hints && !strangers.contains(*owner) => {}
                 role @ Role::Holder { .. } => {
                     *role = self.table.hint_after_loss(page).unwrap_or(*role);
                 }
@@ -60,8 +69,7 @@ impl Protocol {
 
     /// What this node has, by recoverer.
     fn holdings(&self) -> Vec<(NodeId, Vec<Held>)> {
-        let survivors = self.survivors();
-        let mut all: Vec<_> = survivors.iter().map(|node| (node, Vec::new())).collect();
+        let mut all: Vec<_> = self.members().iter().map(|node| (node, Vec::new())).collect();
         for (recoverer, range) in self.table.chunks(self.served.clone()) {
             let runs = self.runs_of(range, |page| self.holding(page));
             if let Some((_, held)) = all.iter_mut().find(|(node, _)| *node == recoverer) {
@@ -74,7 +82,7 @@ impl Protocol {
     /// What this node has of `page`, where that is not what it had at the start.
     fn holding(&self, page: Page) -> Option<Holding> {
         let entry = self.table.get(page);
-        let first = self.settings.homes.of(page) == self.me();
+        let first = self.table.is_first(page);
         let stale = self.mutated(Mutation::RecoverStaleFrames) && entry.version > Version::ZERO;
         let told = self.settings.features.zeros;
         match (entry.is_owner(), entry.state) {

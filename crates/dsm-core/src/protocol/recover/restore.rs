@@ -97,7 +97,7 @@ impl Protocol {
             self.recovery.restored = Some(Restored::NotLost(page));
             return;
         }
-        let missing = self.survivors().without(self.me());
+        let missing = self.members().without(self.me());
         self.recovery.restoring = Some(Restoring { run, version: None, missing });
         if recoverer == self.me() {
             self.promise(run, recoverer, fx);
@@ -170,7 +170,7 @@ impl Protocol {
         } else {
             self.recovery.above
         };
-        for node in self.survivors().without(self.me()).iter() {
+        for node in self.members().without(self.me()).iter() {
             let unlost = Recover::Unlost { run, owner, version };
             self.send(node, Message::Recover(unlost), fx);
         }
@@ -189,7 +189,7 @@ impl Protocol {
         fx: &mut E,
     ) -> bool {
         let entitled = self.table.recoverer(run.first) == Some(from) && from != self.me();
-        if !self.is_restore_due(run) || !entitled || !self.survivors().contains(owner) {
+        if !self.is_restore_due(run) || !entitled || !self.members().contains(owner) {
             return false;
         }
         if owner == self.me() {

@@ -20,6 +20,8 @@ enum Ruling {
     Adopted,
     /// Nothing is left.
     Lost,
+    /// Nobody has said to touch it: news for who has just arrived.
+    Untouched,
 }
 
 /// Who has what of one page.
@@ -46,7 +48,7 @@ impl Protocol {
     /// Rules on all pages that this node is the recoverer of.
     pub(super) fn rule<E: Effects>(
         &mut self,
-        survivors: NodeSet,
+        members: NodeSet,
         fx: &mut E,
     ) -> Result<(), Violation> {
         let reported = std::mem::take(&mut self.recovery.holdings);
@@ -73,7 +75,7 @@ impl Protocol {
                 rest = &rest[here..];
             }
         }
-        self.pronounce(&rulings, version, survivors, fx);
+        self.pronounce(rulings, version, members, fx);
         Ok(())
     }
 
@@ -146,7 +148,7 @@ impl Protocol {
         if let Some(owner) = owned.iter().next() {
             return Ok(Some(Ruling::Kept(owner)));
         }
-        if !mentioned && !self.recovery.lost.contains(first) {
+        if !mentioned && !self.is_void(first) {
             return Ok(None);
         }
         let heir = if copies.contains(self.me()) { Some(self.me()) } else { copies.iter().next() };
@@ -162,13 +164,17 @@ impl Protocol {
     /// Lets the rulings take effect here, and tells all others what concerns them.
     fn pronounce<E: Effects>(
         &mut self,
-        rulings: &[(Run, Ruling)],
+        mut rulings: Vec<(Run, Ruling)>,
         version: Version,
-        survivors: NodeSet,
+        members: NodeSet,
         fx: &mut E,
     ) {
         let me = self.me();
-        for &(run, ruling) in rulings {
+        let arrivals = self.recovery.arrivals;
+        if !arrivals.is_empty() {
+            rulings.extend(self.untouched().map(|run| (run, Ruling::Untouched)));
+        }
+        for &(run, ruling) in &rulings {
             match ruling {
                 Ruling::Kept(owner) | Ruling::Inherited(owner, _) if owner != me => {
                     self.table.point(run.first..run.end(), owner);
@@ -180,7 +186,7 @@ impl Protocol {
                 _ => {}
             }
         }
-        for node in survivors.iter() {
+        for node in members.iter() {
             let concerns: Vec<(Run, Ruling)> = rulings
                 .iter()
                 .copied()
@@ -188,6 +194,7 @@ impl Protocol {
                     Ruling::Kept(_) | Ruling::Adopted => false,
                     Ruling::Inherited(heir, _) => *heir == node,
                     Ruling::Lost => true,
+                    Ruling::Untouched => arrivals.contains(node),
                 })
                 .collect();
             for (part, last, rulings) in parts(&concerns) {
@@ -229,16 +236,37 @@ impl Protocol {
             }
             self.counters.pages_lost += self.table.lose(pages);
         }
+        if !self.mutated(Mutation::RecoverForgettingUntouched) {
+            verdict
+                .untouched
+                .iter()
+                .for_each(|run| self.table.note_untouched(run.first..run.end()));
+        }
         true
+    }
+
+    /// Whole blocks of this node's chunks that nobody has said to touch, in rows.
+    fn untouched(&self) -> impl Iterator<Item = Run> + use<> {
+        let mut runs: Vec<(Run, ())> = Vec::new();
+        let chunks = self.table.chunks(self.served.clone()).into_iter();
+        for (_, chunk) in chunks.filter(|(recoverer, _)| *recoverer == self.me()) {
+            let blocks = self.table.by_block(chunk).into_iter();
+            for block in blocks.filter(|block| !self.table.was_touched(block.start)) {
+                push(&mut runs, block, ());
+            }
+        }
+        runs.into_iter().map(|(run, ())| run)
     }
 }
 
 fn verdict(part: u32, last: bool, version: Version, rulings: &[(Run, Ruling)]) -> Verdict {
-    let mut verdict = Verdict { part, last, version, yours: Vec::new(), lost: Vec::new() };
+    let (yours, lost, untouched) = (Vec::new(), Vec::new(), Vec::new());
+    let mut verdict = Verdict { part, last, version, yours, lost, untouched };
     for &(run, ruling) in rulings {
         match ruling {
             Ruling::Inherited(_, copyset) => verdict.yours.push(Yours { run, copyset }),
             Ruling::Lost => verdict.lost.push(run),
+            Ruling::Untouched => verdict.untouched.push(run),
             Ruling::Kept(_) | Ruling::Adopted => {}
         }
     }

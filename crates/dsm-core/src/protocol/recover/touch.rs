@@ -11,6 +11,7 @@
 //! may not know.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::super::mutation::Mutation;
 use super::super::table::{Origin, Table};
@@ -35,6 +36,13 @@ impl Table {
         self.touched[(page.0 / self.lease_pages) as usize]
     }
 
+    /// Nobody has touched these blocks, as far as who rules on them knows.
+    pub(super) fn note_untouched(&mut self, pages: Range<Page>) {
+        for part in self.by_block(pages) {
+            self.touched[(part.start.0 / self.lease_pages) as usize] = false;
+        }
+    }
+
     fn note_touch(&mut self, page: Page) {
         self.touched[(page.0 / self.lease_pages) as usize] = true;
     }
@@ -42,7 +50,7 @@ impl Table {
     /// Whether the block of `page` is untouched, and this node's to give.
     fn is_mine_untouched(&self, page: Page) -> bool {
         let mine = match self.origin(page) {
-            Origin::Home => self.homes.of(page) == self.me,
+            Origin::Home => self.is_first(page),
             Origin::Adopted => true,
             _ => false,
         };
@@ -72,7 +80,7 @@ impl Protocol {
         }
         let start = self.table.block_start(page);
         if !self.recovery.touches.contains_key(&start) {
-            let others = self.survivors().without(self.me());
+            let others = self.members().without(self.me());
             for node in others.iter() {
                 self.send(node, Message::Recover(Recover::Touch { page: start }), fx);
             }

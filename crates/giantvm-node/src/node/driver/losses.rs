@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use dsm_core::types::{NodeId, NodeSet, Page, RegionId};
+use dsm_core::types::{Epoch, NodeId, NodeSet, Page, RegionId};
 
 use super::{Driver, lock};
 use crate::control::RegionMessage;
@@ -163,8 +163,9 @@ impl Driver {
             .values()
             .map(|open| (open.region, Settling::default()))
             .collect();
-        let (gone, epoch) = (self.losses.gone, self.losses.epoch());
-        self.setup.engine.lose(gone, epoch).map_err(|error| error.to_string())
+        let members = NodeSet::first(self.setup.config.nodes.len()).minus(self.losses.gone);
+        let epoch = Epoch::first(self.losses.epoch(), members);
+        self.setup.engine.change(&epoch).map_err(|error| error.to_string())
     }
 
     /// A part of a region has settled after a loss.

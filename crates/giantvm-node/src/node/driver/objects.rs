@@ -207,6 +207,7 @@ impl Driver {
             region,
             memory: Arc::clone(&memory),
             shares: self.setup.config.shares(),
+            since: None,
             features: Features { recover, zeros: recover, ..Features::default() },
         };
         self.setup.engine.open(&spec).map_err(|error| chain(&error))?;
