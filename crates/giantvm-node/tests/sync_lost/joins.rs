@@ -123,11 +123,10 @@ fn what_a_process_reported_goes_with_it_also_if_nobody_was_told_of_it() {
     // Node 4 joined in epoch 2, and node 3 was lost in epoch 3.
     home.report(4, 3, &[hold(1, &x, Held::Mutex)]);
     home.changed(&epoch(4, &[0, 1, 2], &[]));
-    for from in 0..3 {
-        home.report(from, 4, &[]);
+    home.changed(&epoch(6, &[0, 1, 2, 4], &[(4, 5)]));
+    for from in [0, 1, 2, 4] {
+        home.report(from, 6, &[]);
     }
-    home.changed(&epoch(6, &[0, 1, 4], &[(4, 5)]));
-    home.report(4, 6, &[]);
     let told = Ok(Abandoned { node: node(3) });
     assert_eq!(home.ask(1, 6, 1, &x, LOCK), [(1, 1, told)]);
 }
