@@ -125,7 +125,8 @@ class RwLock:
 class Barrier:
     """Where `parties` threads of the cluster wait for each other, again and again.
 
-    Made by `Node.barrier`. With None, one thread for each node that is not lost when it waits.
+    Made by `Node.barrier`. With None, one thread for each node of the cluster: one that joins while
+    some wait is waited for, too.
     """
 
     def __init__(self, node: NativeNode, name: str, parties: int | None) -> None:

@@ -32,7 +32,7 @@ pub const SYNC_QUEUE_MAX: usize = 16_384;
 /// Most tickets that one node may have waiting or holding, at all homes together: the most threads
 /// one process usually has, and at each home a bound on memory (64 nodes: about 4 million entries)
 /// that no node can use up at the expense of another. It also bounds the requests of a node that
-/// wait until a home has been told of a loss, and the locks that a node reports after one.
+/// wait until a home has been told of a change, and the locks that a node reports after one.
 pub const SYNC_TICKETS_PER_NODE_MAX: usize = 65_536;
 
 /// Most parties of a barrier: all of them must be able to wait at once.

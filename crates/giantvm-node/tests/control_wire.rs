@@ -140,6 +140,7 @@ fn error() -> impl Strategy<Value = SyncError> {
         (node(), any::<u16>()).prop_map(|(node, epoch)| SyncError::BarrierBroken { node, epoch }),
         node().prop_map(|node| SyncError::ValueLost { node }),
         Just(SyncError::NotHome),
+        Just(SyncError::NoHome),
     ]
 }
 
@@ -167,8 +168,10 @@ fn message() -> impl Strategy<Value = ControlMessage> {
             }
         ),
         report().prop_map(ControlMessage::SyncReport),
-        (any::<u64>(), prop_oneof![outcome().prop_map(Ok), error().prop_map(Err)])
-            .prop_map(|(ticket, result)| ControlMessage::SyncReply(SyncReply { ticket, result })),
+        (any::<u64>(), any::<u16>(), prop_oneof![outcome().prop_map(Ok), error().prop_map(Err)])
+            .prop_map(|(ticket, epoch, result)| {
+                ControlMessage::SyncReply(SyncReply { ticket, epoch, result })
+            }),
     ]
 }
 

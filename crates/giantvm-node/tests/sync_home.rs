@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use dsm_core::types::{NodeId, NodeSet};
+use dsm_core::types::{Epoch, NodeId, NodeSet};
 use giantvm_node::limits::{SYNC_OBJECTS_MAX, SYNC_QUEUE_MAX, SYNC_TICKETS_PER_NODE_MAX};
 use giantvm_node::sync::{Kind, Outcome, SyncError, SyncHome, SyncName, SyncOp, SyncRequest};
 use proptest::prelude::*;
@@ -26,11 +26,11 @@ fn node(index: usize) -> NodeId {
 
 /// The home of every object.
 fn new_home() -> SyncHome {
-    SyncHome::new(node(0), 1)
+    SyncHome::new(node(0), 1, &Epoch::first(1, NodeSet::first(4)))
 }
 
 fn ask_for(home: &mut SyncHome, name: &str, ticket: u64, op: SyncOp) -> Vec<(u64, Result)> {
-    let request = SyncRequest { ticket, epoch: 0, name: SyncName::new(name).unwrap(), op };
+    let request = SyncRequest { ticket, epoch: 1, name: SyncName::new(name).unwrap(), op };
     let replies = home.request(node(ticket as usize / 100), request);
     for (to, reply) in &replies {
         assert_eq!(to.index() as u64, reply.ticket / 100, "a reply to the wrong node");
@@ -236,7 +236,7 @@ fn a_node_that_leaves_hands_on_what_it_held_and_waits_no_more() {
         ask_for(&mut home, name, ticket, MutexLock);
     }
     ask_for(&mut home, "c", 104, BarrierWait { parties: 2 });
-    let replies = home.lost(NodeSet::only(node(1)));
+    let replies = home.changed(&Epoch::first(2, NodeSet::first(4).without(node(1))));
     let tickets: Vec<_> = replies.iter().map(|(_, r)| (r.ticket, r.result)).collect();
     assert_eq!(tickets, [(201, Ok(Outcome::Abandoned { node: node(1) }))]);
     assert_eq!(home.tickets(), 2, "201 and 202 hold");
@@ -268,7 +268,7 @@ fn one_nodes_tickets_are_bounded_and_so_is_each_queue() {
     let mut home = new_home();
     let mut lock = |name: &str, from: usize, ticket: usize| {
         let name = SyncName::new(name).unwrap();
-        let request = SyncRequest { ticket: ticket as u64, epoch: 0, name, op: MutexLock };
+        let request = SyncRequest { ticket: ticket as u64, epoch: 1, name, op: MutexLock };
         home.request(node(from), request).pop().map(|(_, reply)| reply.result)
     };
     assert_eq!(lock("a", 0, 0), Some(Ok(Granted)));
@@ -321,7 +321,7 @@ proptest! {
                 arrivals.push(ticket);
             }
             let name = SyncName::new("x").unwrap();
-            let replies = home.request(from, SyncRequest { ticket, epoch: 0, name, op });
+            let replies = home.request(from, SyncRequest { ticket, epoch: 1, name, op });
             let mut answered = HashMap::new();
             for (to, reply) in replies {
                 prop_assert_eq!(to.index() as u64, reply.ticket / 100_000);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use dsm_core::engine::{Engine, EngineEvent};
 use dsm_core::pages::RegionMemory;
 use dsm_core::transport::{Incoming, Listener, Stream};
-use dsm_core::types::{NodeId, RegionId};
+use dsm_core::types::{Epoch, NodeId, NodeSet, RegionId};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -209,7 +209,8 @@ impl Driver {
         let directory =
             deciding.then(|| Directory::new(setup.config.nodes.clone(), setup.config.workers));
         let nodes = setup.config.nodes.len();
-        let (home, sync) = (SyncHome::new(setup.me, nodes), SyncClient::new(nodes));
+        let all = Epoch::first(1, NodeSet::first(nodes));
+        let (home, sync) = (SyncHome::new(setup.me, nodes, &all), SyncClient::new(nodes, &all));
         Ok(Self {
             setup,
             links,

@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dsm_core::types::{NodeId, NodeSet};
+use dsm_core::types::{Epoch, NodeId};
 
-use super::home_of;
+use super::known::{FIRST_EPOCH, Known, Moves};
 use super::message::{
-    EVERY_NODE, Held, Hold, Kind, Outcome, SyncError, SyncName, SyncOp, SyncReply, SyncReport,
-    SyncRequest,
+    Held, Hold, Kind, Outcome, SyncError, SyncName, SyncOp, SyncReply, SyncReport, SyncRequest,
 };
 use super::wire::HOLDS_PER_PART;
 use crate::limits::SYNC_TICKETS_PER_NODE_MAX;
@@ -47,9 +46,7 @@ pub enum ToHome {
 /// Deliver its messages to each home in the order in which they come out.
 #[derive(Debug)]
 pub struct SyncClient<R> {
-    /// How many nodes the cluster's list has.
-    nodes: usize,
-    lost: NodeSet,
+    known: Known,
     /// By ticket. Their homes are not lost.
     open: BTreeMap<u64, Open<R>>,
     /// By the ticket that locked.
@@ -60,16 +57,31 @@ pub struct SyncClient<R> {
 struct Open<R> {
     name: SyncName,
     op: SyncOp,
+    /// The epoch in which it was sent last.
+    epoch: u16,
     /// None if nobody waits any more.
     reply_to: Option<R>,
     /// The answer, kept until this node has been told of the loss that it is about.
     broken: Option<SyncError>,
+    /// What ended the meeting that it waits for, if the home takes it off for that.
+    void: Option<SyncError>,
 }
 
 impl<R> SyncClient<R> {
-    /// Nothing is asked yet, in a cluster whose list has `nodes` nodes.
-    pub fn new(nodes: usize) -> Self {
-        Self { nodes, lost: NodeSet::EMPTY, open: BTreeMap::new(), held: BTreeMap::new() }
+    /// Nothing is asked yet, in a cluster whose starting list has `nodes` nodes (1 to 64); `epoch` is
+    /// the first that this node knows. Send what [`SyncClient::begin`] says.
+    pub fn new(nodes: usize, epoch: &Epoch) -> Self {
+        Self { known: Known::new(nodes, epoch), open: BTreeMap::new(), held: BTreeMap::new() }
+    }
+
+    /// What homes must hear of a node that was not there from the first epoch on, or was told of a
+    /// later one first: that it holds nothing.
+    pub fn begin(&self) -> Vec<ClientOutput<R>> {
+        let mut out = Vec::new();
+        if self.known.number() > FIRST_EPOCH {
+            self.report(None, &mut out);
+        }
+        out
     }
 
     /// How many requests are open.
@@ -82,27 +94,14 @@ impl<R> SyncClient<R> {
         self.held.len()
     }
 
-    /// How many losses this node was told of.
-    fn epoch(&self) -> u16 {
-        self.lost.len() as u16
-    }
-
-    /// How many parties meet where every node that is not lost is one.
-    pub fn parties_of_all_survivors(&self) -> u32 {
-        (self.nodes - self.lost.len().min(self.nodes)) as u32
-    }
-
     /// Asks the home of `name`. No other request that is open or holding has this ticket.
     pub fn request(
         &mut self,
         ticket: u64,
         name: SyncName,
-        mut op: SyncOp,
+        op: SyncOp,
         reply_to: R,
     ) -> Vec<ClientOutput<R>> {
-        if op == (SyncOp::BarrierWait { parties: EVERY_NODE }) {
-            op = SyncOp::BarrierWait { parties: self.parties_of_all_survivors() };
-        }
         let takes = op.takes().is_some() || op.kind() == Some(Kind::Barrier);
         let error = if self.open.contains_key(&ticket) {
             Some(SyncError::DuplicateTicket)
@@ -114,18 +113,17 @@ impl<R> SyncClient<R> {
         if let Some(error) = error {
             return vec![ClientOutput::Answer { reply_to, result: Err(error) }];
         }
-        self.send(ticket, Open { name, op, reply_to: Some(reply_to), broken: None })
-            .into_iter()
-            .collect()
+        self.send(ticket, name, op, Some(reply_to)).into_iter().collect()
     }
 
     /// Takes in a reply of the home `from`.
     pub fn reply(&mut self, from: NodeId, reply: &SyncReply) -> Vec<ClientOutput<R>> {
-        let SyncReply { ticket, result } = *reply;
-        let known = self.epoch();
+        let SyncReply { ticket, epoch: sent, result } = *reply;
+        let known = self.known.number();
         let Some(open) = self.open.get_mut(&ticket) else { return Vec::new() };
-        if home_of(&open.name, self.nodes, self.lost) != Some(from) {
-            // It was the home, and is lost: another has been asked.
+        if sent < open.epoch || self.known.home(&open.name) != Some(from) {
+            // It is for an earlier process with this number; or of the last home, which is lost, and
+            // another has been asked.
             return Vec::new();
         }
         if let Err(error @ SyncError::BarrierBroken { epoch, .. }) = result
@@ -134,6 +132,11 @@ impl<R> SyncClient<R> {
             open.broken = Some(error);
             return Vec::new();
         }
+        let result = match (result, open.void) {
+            (Ok(Outcome::Cancelled), Some(void)) => Err(void),
+            (Ok(Outcome::NotWaiting), Some(_)) => return Vec::new(), // it has its answer
+            _ => result,
+        };
         let Some(open) = self.open.remove(&ticket) else { return Vec::new() };
         if let (Ok(Outcome::Cancelled), SyncOp::Cancel { waiter }) = (result, open.op) {
             self.open.remove(&waiter); // no reply to it will come
@@ -163,32 +166,46 @@ impl<R> SyncClient<R> {
         }
         let Some(hold) = self.held.get(&ticket) else { return Vec::new() };
         let (name, op) = (hold.name.clone(), SyncOp::GiveBack { holder: ticket });
-        self.send(ticket, Open { name, op, reply_to: None, broken: None }).into_iter().collect()
+        self.send(ticket, name, op, None).into_iter().collect()
     }
 
-    /// `lost` are all nodes that were ever lost: they have stopped.
-    pub fn lost(&mut self, lost: NodeSet) -> Vec<ClientOutput<R>> {
-        if lost.len() <= self.lost.len() {
-            return Vec::new();
-        }
-        let before = std::mem::replace(&mut self.lost, lost);
-        let epoch = self.epoch();
-        let nodes = self.nodes;
-        let lost_home =
-            |name: &SyncName| home_of(name, nodes, before).filter(|home| lost.contains(*home));
-        let mut out = Vec::new();
+    /// From now on `epoch` says who is a member: whoever was and is not has stopped.
+    pub fn changed(&mut self, epoch: &Epoch) -> Vec<ClientOutput<R>> {
+        let Some(change) = self.known.change(epoch) else { return Vec::new() };
+        let (mut out, moves) = (Vec::new(), change.moves);
         let moved: BTreeMap<u64, Open<R>> =
-            self.open.extract_if(.., |_, open| lost_home(&open.name).is_some()).collect();
-        let again = self.end_moved(moved, &lost_home, &mut out);
-        self.report(&lost_home, &mut out);
+            self.open.extract_if(.., |_, open| moves.lost_home(&open.name).is_some()).collect();
+        let again = self.end_moved(moved, moves, &mut out);
+        self.report(Some(moves), &mut out);
         for (ticket, open) in again {
-            out.extend(self.send(ticket, open));
+            out.extend(self.send(ticket, open.name, open.op, open.reply_to));
         }
-        let told = |open: &Open<R>| matches!(open.broken, Some(SyncError::BarrierBroken { epoch: of, .. }) if of <= epoch);
+        let number = self.known.number();
+        let told = |open: &Open<R>| matches!(open.broken, Some(SyncError::BarrierBroken { epoch: of, .. }) if of <= number);
         for (_, open) in self.open.extract_if(.., |_, open| told(open)) {
             out.extend(open.broken.and_then(|error| answer(open.reply_to, Err(error))));
         }
+        if let Some(node) = change.gone.iter().next() {
+            self.leave_meetings(node, &mut out);
+        }
         out
+    }
+
+    /// Has homes take off who waits at a barrier now that `node` is gone. They end such meetings
+    /// themselves, if they knew of that node: not if it came and went between two epochs that the home
+    /// was told of.
+    fn leave_meetings(&mut self, node: NodeId, out: &mut Vec<ClientOutput<R>>) {
+        let (known, epoch) = (&self.known, self.known.number());
+        for (ticket, open) in &mut self.open {
+            if open.op.kind() != Some(Kind::Barrier) {
+                continue;
+            }
+            let Some(to) = known.home(&open.name) else { continue };
+            open.void = Some(SyncError::BarrierBroken { node, epoch });
+            let (name, op) = (open.name.clone(), SyncOp::Cancel { waiter: *ticket });
+            let request = SyncRequest { ticket: *ticket, epoch, name, op };
+            out.push(ClientOutput::Send { to, message: ToHome::Request(request) });
+        }
     }
 
     /// Forgets what is open, without answers.
@@ -200,7 +217,7 @@ impl<R> SyncClient<R> {
     fn end_moved(
         &mut self,
         moved: BTreeMap<u64, Open<R>>,
-        lost_home: &dyn Fn(&SyncName) -> Option<NodeId>,
+        moves: Moves,
         out: &mut Vec<ClientOutput<R>>,
     ) -> BTreeMap<u64, Open<R>> {
         let cancelled: BTreeSet<u64> = moved
@@ -212,7 +229,7 @@ impl<R> SyncClient<R> {
             .collect();
         let (mut again, mut cancels, mut taken_off) = (BTreeMap::new(), vec![], BTreeSet::new());
         for (ticket, open) in moved {
-            let Some(node) = lost_home(&open.name) else { continue };
+            let Some(node) = moves.lost_home(&open.name) else { continue };
             let result = match (open.op, open.op.releases()) {
                 (SyncOp::Cancel { waiter }, _) => {
                     cancels.push((waiter, open.reply_to));
@@ -228,7 +245,7 @@ impl<R> SyncClient<R> {
                         again.insert(ticket, open);
                         continue;
                     }
-                    Err(SyncError::BarrierBroken { node, epoch: self.epoch() })
+                    Err(SyncError::BarrierBroken { node, epoch: self.known.number() })
                 }
                 _ => Err(SyncError::ValueLost { node }),
             };
@@ -243,7 +260,7 @@ impl<R> SyncClient<R> {
         again
     }
 
-    /// Unlocks what the lost home kept: it is not reported as held.
+    /// Unlocks what no home keeps any more: it is not reported as held.
     fn unlock_here(&mut self, holder: u64, held: Option<Held>, name: &SyncName) -> Result {
         match self.held.get(&holder) {
             Some(hold) if hold.name == *name && held.is_none_or(|held| held == hold.held) => {
@@ -254,23 +271,21 @@ impl<R> SyncClient<R> {
         }
     }
 
-    /// Tells each survivor which locks are held here and have moved there, in parts.
-    fn report(
-        &self,
-        lost_home: &dyn Fn(&SyncName) -> Option<NodeId>,
-        out: &mut Vec<ClientOutput<R>>,
-    ) {
+    /// Tells each home which locks are held here and have moved there, in parts.
+    fn report(&self, moves: Option<Moves>, out: &mut Vec<ClientOutput<R>>) {
         let mut holds: BTreeMap<NodeId, Vec<Hold>> = BTreeMap::new();
-        for hold in self.held.values().filter(|hold| lost_home(&hold.name).is_some()) {
-            if let Some(home) = home_of(&hold.name, self.nodes, self.lost) {
+        let is_moved = |name| moves.and_then(|moves| moves.lost_home(name)).is_some();
+        for hold in self.held.values().filter(|hold| is_moved(&hold.name)) {
+            if let Some(home) = self.known.home(&hold.name) {
                 holds.entry(home).or_default().push(hold.clone());
             }
         }
-        for to in NodeSet::first(self.nodes).minus(self.lost).iter() {
+        let epoch = self.known.number();
+        for to in self.known.homes().iter() {
             let mut rest = holds.remove(&to).unwrap_or_default();
             loop {
                 let holds: Vec<Hold> = rest.drain(..rest.len().min(HOLDS_PER_PART)).collect();
-                let report = SyncReport { epoch: self.epoch(), last: rest.is_empty(), holds };
+                let report = SyncReport { epoch, last: rest.is_empty(), holds };
                 let last = report.last;
                 out.push(ClientOutput::Send { to, message: ToHome::Report(report) });
                 if last {
@@ -280,13 +295,26 @@ impl<R> SyncClient<R> {
         }
     }
 
-    /// Sends a request to its home.
-    fn send(&mut self, ticket: u64, open: Open<R>) -> Option<ClientOutput<R>> {
-        let home = home_of(&open.name, self.nodes, self.lost)?;
-        let (name, op) = (open.name.clone(), open.op);
-        let request = SyncRequest { ticket, epoch: self.epoch(), name, op };
-        self.open.insert(ticket, open);
-        Some(ClientOutput::Send { to: home, message: ToHome::Request(request) })
+    /// Sends a request to its home; ends it here if there is none.
+    fn send(
+        &mut self,
+        ticket: u64,
+        name: SyncName,
+        op: SyncOp,
+        reply_to: Option<R>,
+    ) -> Option<ClientOutput<R>> {
+        let Some(to) = self.known.home(&name) else {
+            let result = match (op, op.releases()) {
+                (SyncOp::Cancel { .. }, _) => Ok(Outcome::NotWaiting),
+                (_, Some((holder, held))) => self.unlock_here(holder, held, &name),
+                _ => Err(SyncError::NoHome),
+            };
+            return answer(reply_to, result);
+        };
+        let epoch = self.known.number();
+        let request = SyncRequest { ticket, epoch, name: name.clone(), op };
+        self.open.insert(ticket, Open { name, op, epoch, reply_to, broken: None, void: None });
+        Some(ClientOutput::Send { to, message: ToHome::Request(request) })
     }
 }
 

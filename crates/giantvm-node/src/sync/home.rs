@@ -2,17 +2,17 @@
 
 use std::collections::VecDeque;
 
-use dsm_core::types::{NODES_MAX, NodeId, NodeSet};
+use dsm_core::types::{Epoch, NODES_MAX, NodeId, NodeSet};
 
-use super::home_of;
+use super::known::{FIRST_EPOCH, Known};
 use super::lock::Owner;
-use super::message::{Hold, SyncError, SyncName, SyncOp, SyncReport, SyncRequest};
+use super::message::{Hold, SyncError, SyncName, SyncOp, SyncReply, SyncReport, SyncRequest};
 use super::objects::{Addressed, Objects, reply};
 use crate::limits::SYNC_TICKETS_PER_NODE_MAX;
 
-/// Most requests of one node that wait for this home to learn of a loss, or to rebuild: one for each
-/// of its tickets, and one that ends it.
-const WAITING_MAX: usize = 2 * SYNC_TICKETS_PER_NODE_MAX;
+/// Most requests of one node that wait for this home to learn of an epoch, or to rebuild: one for each
+/// of its tickets, one that ends it, and one that takes it off a barrier after a loss.
+const WAITING_MAX: usize = 3 * SYNC_TICKETS_PER_NODE_MAX;
 
 /// The synchronisation objects whose home is this node.
 ///
@@ -21,18 +21,30 @@ const WAITING_MAX: usize = 2 * SYNC_TICKETS_PER_NODE_MAX;
 #[derive(Debug)]
 pub struct SyncHome {
     me: NodeId,
-    /// How many nodes the cluster's list has.
-    nodes: usize,
+    known: Known,
     objects: Objects,
-    lost: NodeSet,
-    /// What `lost` was before each loss, from the beginning on.
+    /// Which nodes of the starting list were no homes before each change of that, from the beginning
+    /// on.
     before: Vec<NodeSet>,
-    /// What `lost` was when all objects that had moved here were rebuilt.
+    /// The number of the last epoch with such a change.
+    moved: u16,
+    /// Which were none when all objects that had moved here were rebuilt.
     rebuilt: NodeSet,
+    /// What ended all meetings last.
+    broken: Broken,
+    /// Of each node that may be.
     reports: Vec<Reports>,
     /// Requests that can't be served yet.
     waiting: VecDeque<(NodeId, SyncRequest)>,
     waiting_of: [usize; NODES_MAX],
+}
+
+/// A loss.
+#[derive(Debug)]
+struct Broken {
+    node: NodeId,
+    /// The number of the epoch with which this home was told of it.
+    epoch: u16,
 }
 
 /// What one node reported to hold.
@@ -45,18 +57,28 @@ struct Reports {
 }
 
 impl SyncHome {
-    /// The home `me`, without objects, in a cluster whose list has `nodes` nodes.
-    pub fn new(me: NodeId, nodes: usize) -> Self {
+    /// The home `me`, without objects, in a cluster whose starting list has `nodes` nodes (1 to 64);
+    /// `epoch` is the first that this node knows. If it is not the cluster's first, all listed nodes
+    /// that are not there may have been homes.
+    pub fn new(me: NodeId, nodes: usize, epoch: &Epoch) -> Self {
+        let known = Known::new(nodes, epoch);
+        let barred = known.barred();
+        let late = epoch.number > FIRST_EPOCH && !barred.is_empty();
+        let rebuilt = if late { NodeSet::EMPTY } else { barred };
         Self {
             me,
-            nodes,
-            objects: Objects::new(),
-            lost: NodeSet::EMPTY,
-            before: Vec::new(),
-            rebuilt: NodeSet::EMPTY,
-            reports: vec![Reports::default(); nodes],
+            objects: Objects::new(epoch.members.len()),
+            before: if late { vec![NodeSet::EMPTY] } else { Vec::new() },
+            moved: epoch.number,
+            rebuilt,
+            broken: Broken {
+                node: barred.iter().next().unwrap_or(me),
+                epoch: if late { epoch.number } else { 0 },
+            },
+            reports: vec![Reports::default(); NODES_MAX],
             waiting: VecDeque::new(),
             waiting_of: [0; NODES_MAX],
+            known,
         }
     }
 
@@ -70,7 +92,7 @@ impl SyncHome {
         self.objects.tickets()
     }
 
-    /// How many requests wait for this home to learn of a loss, or to rebuild what moved here.
+    /// How many requests wait for this home to learn of an epoch, or to rebuild what moved here.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -78,23 +100,19 @@ impl SyncHome {
     /// Answers a request of `from`: with replies to it, and to others that it sets free.
     pub fn request(&mut self, from: NodeId, request: SyncRequest) -> Vec<Addressed> {
         let mut out = Vec::new();
-        if !self.lost.contains(from) {
-            self.take(from, request, &mut out);
-        }
-        out
+        self.take(from, request, &mut out);
+        self.stamped(out)
     }
 
     /// Takes in which moved locks `from` holds.
     pub fn report(&mut self, from: NodeId, report: SyncReport) -> Vec<Addressed> {
         let mut out = Vec::new();
-        if self.lost.contains(from) {
-            return out;
-        }
-        let Some(reports) = self.reports.get_mut(from.index()) else { return out };
-        if report.epoch <= reports.complete || usize::from(report.epoch) >= self.nodes {
-            log::error!(
-                "node {from} reports locks twice, or after more losses than nodes: refused"
-            );
+        let is_early = report.epoch > self.known.number();
+        let concerns = is_early || self.known.is_of_member(from, report.epoch);
+        let reports = self.reports.get_mut(from.index());
+        let Some(reports) = reports.filter(|_| concerns) else { return out };
+        if report.epoch <= reports.complete {
+            log::error!("node {from} reports locks twice: refused");
             return out;
         }
         if reports.holds.len() + report.holds.len() > SYNC_TICKETS_PER_NODE_MAX {
@@ -108,81 +126,94 @@ impl SyncHome {
                 self.serve_waiting(&mut out);
             }
         }
-        out
+        self.stamped(out)
     }
 
-    /// `lost` are all nodes that were ever lost: they have stopped. What they held is abandoned, who
-    /// waits at a barrier is told, and what moves here is rebuilt.
-    pub fn lost(&mut self, lost: NodeSet) -> Vec<Addressed> {
+    /// From now on `epoch` says who is a member: whoever was and is not has stopped. What such a node
+    /// held is abandoned, who waits at a barrier is told, and what moves here is rebuilt.
+    pub fn changed(&mut self, epoch: &Epoch) -> Vec<Addressed> {
         let mut out = Vec::new();
-        if lost.len() <= self.lost.len() {
-            return out;
+        let Some(change) = self.known.change(epoch) else { return out };
+        self.objects.members(epoch.members.len());
+        if change.moves.barred_before != self.known.barred() {
+            self.before.push(change.moves.barred_before);
+            self.moved = epoch.number;
         }
-        self.before.push(std::mem::replace(&mut self.lost, lost));
-        self.forget(&mut out);
+        if let Some(node) = change.gone.iter().next() {
+            self.broken = Broken { node, epoch: epoch.number };
+            self.forget(change.gone, &mut out);
+        }
+        self.forget_reports();
         self.rebuild();
         self.serve_waiting(&mut out);
-        out
+        self.stamped(out)
     }
 
-    /// How many losses this home was told of.
-    fn epoch(&self) -> u16 {
-        self.lost.len() as u16
+    /// Replies of this epoch.
+    fn stamped(&self, mut replies: Vec<Addressed>) -> Vec<Addressed> {
+        for (_, reply) in &mut replies {
+            reply.epoch = reply.epoch.max(self.known.number());
+        }
+        replies
     }
 
-    /// The nodes of the last loss.
-    fn newly_lost(&self) -> NodeSet {
-        self.lost.minus(self.before.last().copied().unwrap_or(NodeSet::EMPTY))
+    /// The processes that were these nodes are gone.
+    fn forget(&mut self, gone: NodeSet, out: &mut Vec<Addressed>) {
+        let (me, known) = (self.me, &self.known);
+        let at_first = self.before.first().copied().unwrap_or(known.barred());
+        let is_moved = |name: &SyncName| known.home_without(name, at_first) != Some(me);
+        self.objects.forget(gone, self.broken.error(), is_moved, out);
     }
 
-    fn forget(&mut self, out: &mut Vec<Addressed>) {
-        let (me, nodes) = (self.me, self.nodes);
-        let (gone, broken) = (self.newly_lost(), self.broken());
-        let is_moved = |name: &SyncName| home_of(name, nodes, NodeSet::EMPTY) != Some(me);
-        self.objects.forget(gone, broken, is_moved, out);
-        self.waiting.retain(|(from, _)| !gone.contains(*from));
-        for node in gone.iter() {
-            if let Some(count) = self.waiting_of.get_mut(node.index()) {
-                *count = 0;
-            }
-            if let Some(reports) = self.reports.get_mut(node.index()) {
-                reports.holds.clear();
+    /// Forgets what processes reported that are gone, also such as this home was never told of. What
+    /// one that joined since has reported already stays.
+    fn forget_reports(&mut self) {
+        let known = &self.known;
+        for (index, reports) in self.reports.iter_mut().enumerate() {
+            let Some(node) = NodeId::new(index) else { continue };
+            let stays = |of| of > known.number() || known.is_of_member(node, of);
+            reports.holds.retain(|(of, _)| stays(*of));
+            if !stays(reports.complete) {
+                reports.complete = 0;
             }
         }
-    }
-
-    /// What is said of a meeting that a loss ended.
-    fn broken(&self) -> SyncError {
-        let node = self.newly_lost().iter().next().unwrap_or(self.me);
-        SyncError::BarrierBroken { node, epoch: self.epoch() }
     }
 
     /// The last home of `name` before this one, which was lost; none if it did not move.
     fn lost_home(&self, name: &SyncName) -> Option<NodeId> {
-        if home_of(name, self.nodes, NodeSet::EMPTY) == Some(self.me) {
+        let homes = || self.before.iter().map(|barred| self.known.home_without(name, *barred));
+        if homes().next().flatten() == Some(self.me) {
             return None;
         }
-        let homes = self.before.iter().rev().map(|lost| home_of(name, self.nodes, *lost));
-        homes.flatten().find(|home| *home != self.me)
+        homes().rev().flatten().find(|home| *home != self.me)
     }
 
     /// Serves a request, or keeps it until that can be.
     fn take(&mut self, from: NodeId, request: SyncRequest, out: &mut Vec<Addressed>) {
-        let owner = Owner { node: from, ticket: request.ticket };
-        let home = |lost| home_of(&request.name, self.nodes, lost);
-        if request.epoch > self.epoch() {
+        let (owner, known) = (Owner { node: from, ticket: request.ticket }, &self.known);
+        if request.epoch > known.number() {
             return self.keep(from, request, out);
         }
-        if home(self.lost) != Some(self.me) {
+        if !known.is_of_member(from, request.epoch) {
+            return; // it is gone
+        }
+        if known.home(&request.name) != Some(self.me) {
+            if request.epoch < known.number() {
+                // It may be meant for the lost home that had this number, and ends when its node is
+                // told of that.
+                return;
+            }
             log::error!("node {from} asks for `{}`, which is not kept here", request.name);
             return out.push(reply(owner, Err(SyncError::NotHome)));
         }
         let meets = matches!(request.op, SyncOp::BarrierWait { .. });
-        if meets && request.epoch < self.epoch() {
+        if meets && request.epoch < self.broken.epoch {
             // It began to wait before it knew of a loss, and may count on a lost node.
-            return out.push(reply(owner, Err(self.broken())));
+            return out.push(reply(owner, Err(self.broken.error())));
         }
-        if self.rebuilt != self.lost && home(self.rebuilt) != Some(self.me) {
+        if self.rebuilt != known.barred()
+            && known.home_without(&request.name, self.rebuilt) != Some(self.me)
+        {
             return self.keep(from, request, out);
         }
         let moved = self.lost_home(&request.name);
@@ -198,7 +229,8 @@ impl SyncHome {
             _ => {
                 let owner = Owner { node: from, ticket: request.ticket };
                 let limit = WAITING_MAX as u32;
-                out.push(reply(owner, Err(SyncError::TooManyTickets { limit })));
+                let (to, refusal) = reply(owner, Err(SyncError::TooManyTickets { limit }));
+                out.push((to, SyncReply { epoch: request.epoch, ..refusal }));
             }
         }
     }
@@ -210,37 +242,39 @@ impl SyncHome {
         }
     }
 
-    /// Installs the moved locks that nodes hold, once all have told; says whether that is now. If one
-    /// has told of a later loss, its report goes with that.
+    /// Installs the moved locks that nodes hold, once all have told since the last move; says whether
+    /// that is now. If one has told of a later epoch, its report goes with that.
     fn rebuild(&mut self) -> bool {
-        let epoch = self.epoch();
-        let is_complete = |(index, reports): (usize, &Reports)| {
-            reports.complete == epoch || NodeId::new(index).is_none_or(|it| self.lost.contains(it))
+        let (epoch, barred) = (self.known.number(), self.known.barred());
+        let has_told = |node: NodeId| {
+            let reports = self.reports.get(node.index());
+            reports.is_some_and(|it| (self.moved..=epoch).contains(&it.complete))
         };
-        if self.rebuilt == self.lost || !self.reports.iter().enumerate().all(is_complete) {
+        if self.rebuilt == barred || !self.known.epoch().members.iter().all(has_told) {
             return false;
         }
-        for index in 0..self.nodes {
-            let (Some(node), Some(reports)) = (NodeId::new(index), self.reports.get_mut(index))
-            else {
-                continue;
-            };
-            let (now, later): (Vec<_>, _) =
-                reports.holds.drain(..).partition(|(of, _)| *of <= epoch);
-            reports.holds = later;
-            for (_, hold) in now {
+        for node in self.known.epoch().members.iter() {
+            let Some(reports) = self.reports.get_mut(node.index()) else { continue };
+            for (_, hold) in std::mem::take(&mut reports.holds) {
                 self.install(node, &hold);
             }
         }
-        self.rebuilt = self.lost;
+        self.rebuilt = barred;
         true
     }
 
     fn install(&mut self, node: NodeId, hold: &Hold) {
-        let home = |lost| home_of(&hold.name, self.nodes, lost);
-        let moves = home(self.lost) == Some(self.me) && home(self.rebuilt) != Some(self.me);
+        let known = &self.known;
+        let moves = known.home(&hold.name) == Some(self.me)
+            && known.home_without(&hold.name, self.rebuilt) != Some(self.me);
         if !moves || !self.objects.install(node, hold) {
             log::error!("node {node} reports that it holds `{}`, which can't be", hold.name);
         }
+    }
+}
+
+impl Broken {
+    fn error(&self) -> SyncError {
+        SyncError::BarrierBroken { node: self.node, epoch: self.epoch }
     }
 }

@@ -72,7 +72,7 @@ impl fmt::Display for Kind {
 pub struct SyncRequest {
     /// The requester's number for it; the reply repeats it. For a lock it names the holder.
     pub ticket: u64,
-    /// How many losses the requester had been told of.
+    /// The number of the epoch that the requester was told of last.
     pub epoch: u16,
     /// The object.
     pub name: SyncName,
@@ -112,8 +112,7 @@ pub enum SyncOp {
     },
     /// Waits until `parties` waiters are there. Reply: [`Outcome::Passed`].
     BarrierWait {
-        /// How many; 1 to 16,384, and the same for all that meet. [`EVERY_NODE`] is replaced by
-        /// the number of nodes that are not lost before the request is sent.
+        /// How many; 1 to 16,384, or [`EVERY_NODE`], and the same for all that meet.
         parties: u32,
     },
     /// Adds, wrapping around at the ends of 64 bits. Reply: the value before.
@@ -138,7 +137,7 @@ pub enum SyncOp {
     /// Takes a waiter off the object's queue. Reply: [`Outcome::Cancelled`] or
     /// [`Outcome::NotWaiting`].
     Cancel {
-        /// The waiter's ticket.
+        /// The waiter's ticket. The request may have the same.
         waiter: u64,
     },
     /// Releases a lock, held in whatever way, that nobody here wants any more: if it was abandoned,
@@ -149,7 +148,8 @@ pub enum SyncOp {
     },
 }
 
-/// As the number of parties of a [`SyncOp::BarrierWait`]: one for each node that is not lost.
+/// As the number of parties of a [`SyncOp::BarrierWait`]: one for each member, by the epoch that the
+/// home was told of last when the last of them comes.
 pub const EVERY_NODE: u32 = u32::MAX;
 
 impl SyncOp {
@@ -209,7 +209,7 @@ pub enum Held {
 /// some of them.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SyncReport {
-    /// How many losses the sender had been told of.
+    /// The number of the epoch that the sender was told of last.
     pub epoch: u16,
     /// Whether the report of this epoch is complete with this part.
     pub last: bool,
@@ -235,6 +235,9 @@ pub struct Hold {
 pub struct SyncReply {
     /// [`SyncRequest::ticket`].
     pub ticket: u64,
+    /// The number of the epoch that the home was told of last, or that of the request that it
+    /// refuses to keep: not lower than [`SyncRequest::epoch`]. A process that joined later is not meant.
+    pub epoch: u16,
     /// What came of it.
     pub result: Result<Outcome, SyncError>,
 }
@@ -290,7 +293,9 @@ pub enum SyncError {
     #[error("the lock is not held by the one who unlocks it")]
     NotHolder,
     /// Waiters of one barrier disagree.
-    #[error("those who wait at the barrier expect {expected} parties, this one {got}")]
+    #[error(
+        "those who wait at the barrier expect {}, this one {}", parties(*expected), parties(*got)
+    )]
     PartiesMismatch {
         /// What the first waiter said.
         expected: u32,
@@ -331,7 +336,7 @@ pub enum SyncError {
     BarrierBroken {
         /// The lost node.
         node: NodeId,
-        /// How many losses the home, or this node, had been told of.
+        /// The number of the epoch with which the home, or this node, was told of that.
         epoch: u16,
     },
     /// The counter's value was lost with its home; whether the operation was done is not known.
@@ -343,4 +348,17 @@ pub enum SyncError {
     /// The request came to a node that isn't the object's home: an error in the requester.
     #[error("the request came to a node that does not keep the object; please report this")]
     NotHome,
+    /// No node can be the object's home.
+    #[error(
+        "no node is left that was there from the start, and only such nodes keep locks, barriers and \
+         counters"
+    )]
+    NoHome,
+}
+
+fn parties(number: u32) -> String {
+    match number {
+        EVERY_NODE => "one party of every node".into(),
+        number => format!("{number} parties"),
+    }
 }

@@ -19,12 +19,29 @@
 //!   and no lock leaks. Who does not even wait for that answer has the lock given back if it comes
 //!   ([`SyncClient::give_up`]).
 //!
-//! # Losses
+//! # Who is there
 //!
-//! A lost node is told to both parts of each survivor, [`SyncClient::lost`] and [`SyncHome::lost`],
-//! when it has certainly stopped; until then, requests to it wait. How many losses a node was told of
-//! is its *epoch*. It comes with each request, and a home that has been told of fewer keeps the
-//! request until it has caught up.
+//! A change of the cluster's members is told to both parts of each of them, [`SyncClient::changed`]
+//! and [`SyncHome::changed`], as an [`Epoch`]: nodes are lost, and nodes join. A lost node has
+//! certainly stopped when that is told; until then, requests to it wait. A node may be told of
+//! several changes at once. Each request carries the number of the epoch that its sender knew, and a
+//! home that knows only an earlier one keeps it until it has caught up. So a home may get the
+//! requests of a newcomer that it does not know of yet.
+//!
+//! **A number is used again** when a node comes back, or another in its place: as a process that has
+//! nothing. What is sent says of which process it is by its epoch. A process knows no epoch from
+//! before it joined, and the one before it none since. So a home takes no request of a process that
+//! is gone, however late it comes, and a client no reply to one before it: replies have the
+//! home's epoch. A home that was told of neither the loss nor the return, but of both at once, treats
+//! the node as lost *and* as new.
+//!
+//! **Only nodes that were there from the first epoch on, without a break, are homes.** So no object moves
+//! when a node joins, and nothing has to be handed over by one that works. Members that have an
+//! entry in [`Epoch::joined`] are no homes; nor are listed ones that were not there at first.
+//! When no home is left, requests end with [`SyncError::NoHome`], and what is locked can still be
+//! unlocked.
+//!
+//! # Losses
 //!
 //! **Objects whose home is there.** Waiters of the lost node go. A lock that it held alone is
 //! *abandoned*: the next holder is told so with its grant ([`Outcome::Abandoned`]), readers too until
@@ -33,10 +50,10 @@
 //! does who began to wait before its node was told; its node keeps that answer until it has been, so
 //! that waiting again makes sense. Counters keep their value.
 //!
-//! **Objects whose home is lost** move to the survivor that [`home_of`] names. Each survivor *reports*
-//! to each the locks that it holds and that moved there, and that this is all; then it sends its
+//! **Objects whose home is lost** move to the home that [`home_of`] names. Each member *reports*
+//! to each home the locks that it holds and that moved there, and that this is all; then it sends its
 //! lock requests that were not answered once more. A new home keeps what is asked for moved
-//! objects until it has the reports of all survivors, installs who holds what, and serves. What was
+//! objects until it has the reports of all members, installs who holds what, and serves. What was
 //! under way to the lost home ends at the node that asked: an unlock is done, since the lock is not
 //! reported; a cancelled waiter is cancelled, since it is not sent again; a barrier is broken; a
 //! counter's operation ends with [`SyncError::ValueLost`], since nobody knows whether it was done. A
@@ -49,23 +66,53 @@
 //! of up to [`SYNC_OBJECTS_MAX`] such locks that are free; when there are more it forgets them all,
 //! and their next holders are told once more.
 //!
-//! **More losses** are no different. A survivor may learn of two at once: its report is then for both,
+//! **More changes** are no different. A member may learn of two at once: its report is then for both,
 //! and a home that gets it waits until it has been told of both. A new home that is lost before it
 //! has rebuilt leaves nothing undone: what was sent to it was not answered, and what was reported is
 //! still held.
 //!
 //! *No lock has two holders*: a home grants a lock of its own that a lost node held only when that has
-//! stopped. It grants a moved one only when each survivor has told it what it holds; and a survivor
+//! stopped. It grants a moved one only when each member has told it what it holds; and a member
 //! that has told takes no grant from the lost home any more. *Nothing hangs*: reports wait for
-//! nothing but that the node is told of the loss, and it is, or is lost itself.
+//! nothing but that the node is told of the change, and it is, or is lost itself.
 //!
 //! **Nodes that left** of their own will count as lost: what they kept moves, and a lock that one held is
 //! abandoned.
 //!
+//! # Joins
+//!
+//! Locks and counters take no notice of a join. A newcomer [begins](SyncClient::begin) with the
+//! report that it holds nothing, and reports at each change like all others, so that one rule is
+//! enough for a rebuild: a home needs from each member a report that is not older than the last
+//! change of homes that it was told of, and not newer than the last epoch that it was told of. It needs
+//! none from before a member joined: one that holds nothing has nothing to say.
+//!
+//! **Barriers** go on through a join. A meeting of [`EVERY_NODE`] has as many parties as the home's epoch has
+//! members at the moment when one comes; so who joins while some wait is waited for, and a meeting that is
+//! complete before the home is told of the join is one without the newcomer, whose request it
+//! keeps until then. A number of parties that was given stays. A wait that was sent before a join is as good
+//! as one sent after it; only one from before the last loss is refused. A home knows that loss
+//! by the epoch with which it was told. So one that is told of a loss and a later join at once also
+//! refuses who knows of the loss only, and that one waits again.
+//!
+//! A node may join and be lost between two epochs that a home is told of. That home has seen no loss,
+//! and ends no meeting; but who knew the node may count on it. So at each loss that a client is
+//! told of it has homes take its waiters off barriers: where the home had ended the meeting, that
+//! finds nothing.
+//!
+//! # Members that lie
+//!
+//! What a member can send is bounded: requests that wait by what it may have open, reports by what it may
+//! hold. It can keep others waiting, with a lock that it holds or a report for an epoch that will not come,
+//! until it is lost; then all that goes with it.
+//!
+//! [`Epoch`]: dsm_core::types::Epoch
+//! [`Epoch::joined`]: dsm_core::types::Epoch::joined
 //! [`SYNC_OBJECTS_MAX`]: crate::limits::SYNC_OBJECTS_MAX
 
 mod client;
 mod home;
+mod known;
 mod lock;
 mod message;
 mod objects;
@@ -81,8 +128,8 @@ pub use message::{
     SyncReport, SyncRequest,
 };
 
-/// The home of the object `name` in a cluster whose list has `nodes` nodes (1 to 64), of which those
-/// of `lost` are lost.
+/// The home of the object `name` in a cluster whose starting list has `nodes` nodes (1 to 64), of
+/// which those of `lost` were not members at some time, even if they are back.
 ///
 /// The same on every node and in every version: XXH3 (64 bits, seed 0) of the name's bytes, scaled
 /// to the number of nodes by taking the high half of their product. If that node is lost: of all that

@@ -5,7 +5,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use dsm_core::types::{NODES_MAX, NodeId, NodeSet};
 
 use super::lock::{Lock, Mode, Owner};
-use super::message::{Held, Hold, Kind, Outcome, SyncError, SyncName, SyncOp, SyncReply};
+use super::message::{
+    EVERY_NODE, Held, Hold, Kind, Outcome, SyncError, SyncName, SyncOp, SyncReply,
+};
 use crate::limits::{
     BARRIER_PARTIES_MAX, SYNC_OBJECTS_MAX, SYNC_QUEUE_MAX, SYNC_TICKETS_PER_NODE_MAX,
 };
@@ -23,6 +25,8 @@ pub(super) struct Objects {
     tickets_of: [usize; NODES_MAX],
     /// Moved locks that are free, and were since someone held them here. To forget one is safe.
     free: HashSet<SyncName>,
+    /// How many parties [`EVERY_NODE`] is.
+    members: usize,
 }
 
 #[derive(Debug)]
@@ -64,13 +68,20 @@ impl Object {
 }
 
 impl Objects {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(members: usize) -> Self {
         Self {
             objects: HashMap::new(),
             tickets: HashSet::new(),
             tickets_of: [0; NODES_MAX],
             free: HashSet::new(),
+            members,
         }
+    }
+
+    /// How many members the cluster has now. Where it has less than before, also
+    /// [`Objects::forget`] those that went: meetings end with that, so that none waits for too many.
+    pub(super) fn members(&mut self, members: usize) {
+        self.members = members;
     }
 
     pub(super) fn len(&self) -> usize {
@@ -265,10 +276,11 @@ impl Objects {
         out: &mut Vec<Addressed>,
     ) -> Result<Option<Outcome>, SyncError> {
         let max = BARRIER_PARTIES_MAX;
-        if parties == 0 || parties > max {
+        if parties == 0 || parties > max && parties != EVERY_NODE {
             return Err(SyncError::PartiesOutOfRange { got: parties, max });
         }
         self.check_ticket(owner)?;
+        let needed = if parties == EVERY_NODE { self.members } else { parties as usize };
         let Object::Barrier { parties: expected, waiters } =
             self.object(name, Kind::Barrier, None)?
         else {
@@ -280,7 +292,7 @@ impl Objects {
             return Err(SyncError::PartiesMismatch { expected: *expected, got: parties });
         }
         let index = waiters.len() as u32;
-        if index + 1 < parties {
+        if waiters.len() + 1 < needed {
             waiters.push_back(owner);
             self.add_ticket(owner);
             return Ok(None);
@@ -416,6 +428,7 @@ fn granted(entered: Vec<(Owner, Outcome)>) -> impl Iterator<Item = Addressed> {
     entered.into_iter().map(|(owner, outcome)| reply(owner, Ok(outcome)))
 }
 
+/// Its epoch is filled in where it is sent.
 pub(super) fn reply(owner: Owner, result: Result<Outcome, SyncError>) -> Addressed {
-    (owner.node, SyncReply { ticket: owner.ticket, result })
+    (owner.node, SyncReply { ticket: owner.ticket, epoch: 0, result })
 }

@@ -46,6 +46,7 @@ mod result {
     pub(super) const BARRIER_BROKEN: u8 = 72;
     pub(super) const VALUE_LOST: u8 = 73;
     pub(super) const NOT_HOME: u8 = 74;
+    pub(super) const NO_HOME: u8 = 75;
 }
 
 impl SyncRequest {
@@ -207,6 +208,7 @@ impl SyncOp {
 impl SyncReply {
     pub(crate) fn write(&self, to: &mut Writer) {
         to.u64(self.ticket);
+        to.u16(self.epoch);
         match self.result {
             Ok(outcome) => outcome.write(to),
             Err(error) => error.write(to),
@@ -214,14 +216,14 @@ impl SyncReply {
     }
 
     pub(crate) fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let ticket = from.u64("ticket")?;
+        let (ticket, epoch) = (from.u64("ticket")?, from.u16("epoch")?);
         let code = from.u8("result")?;
         let result = if code < result::KIND_MISMATCH {
             Ok(Outcome::read(code, from)?)
         } else {
             Err(SyncError::read(code, from)?)
         };
-        Ok(Self { ticket, result })
+        Ok(Self { ticket, epoch, result })
     }
 }
 
@@ -313,6 +315,7 @@ impl SyncError {
                 to.node(node);
             }
             Self::NotHome => to.u8(result::NOT_HOME),
+            Self::NoHome => to.u8(result::NO_HOME),
         }
     }
 
@@ -337,6 +340,7 @@ impl SyncError {
             }
             result::VALUE_LOST => Self::ValueLost { node: from.node("node")? },
             result::NOT_HOME => Self::NotHome,
+            result::NO_HOME => Self::NoHome,
             other => return Err(DecodeError::Invalid { field: "result", value: other.into() }),
         })
     }

@@ -1,14 +1,17 @@
-//! Locks, barriers and counters when nodes are lost.
+//! Locks, barriers and counters when nodes are lost, and when nodes join.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+mod history;
+mod joins;
 mod model;
 mod steps;
 mod world;
 
 use world::{Seen, World};
 
-/// Thousands of random histories of three to five nodes with up to two losses. Another start:
+/// Thousands of random histories of three to five nodes with up to three losses and joins. Another
+/// start:
 /// `GIANTVM_SEED`.
 #[test]
 fn random_histories_keep_what_is_promised() {
@@ -27,7 +30,15 @@ fn random_histories_keep_what_is_promised() {
         ("given up", 1000),
         ("held lock reported", 1000),
         ("loss while requests wait", 100),
-        ("two losses told at once", 100),
+        ("several changes told at once", 1000),
+        ("join", 1000),
+        ("returned before its loss was told", 100),
+        ("request of a newcomer kept", 1000),
+        ("message of an earlier process", 100),
+        ("first told after a loss", 30),
+        ("taken off a barrier after a loss", 5),
+        ("barrier passed after a join", 100),
+        ("no home", 100),
         ("value lost", 1000),
     ] {
         let times = seen.0.get(what).copied().unwrap_or(0);

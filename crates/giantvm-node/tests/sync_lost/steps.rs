@@ -1,6 +1,6 @@
-//! Losses step by step: one home, or one client, and what must come out.
+//! Losses and joins step by step: one home, or one client, and what must come out.
 
-use dsm_core::types::{NodeId, NodeSet};
+use dsm_core::types::{Epoch, NodeId, NodeSet};
 use giantvm_node::limits::SYNC_OBJECTS_MAX;
 use giantvm_node::sync::{
     ClientOutput, EVERY_NODE, Held, Hold, Outcome, SyncClient, SyncError, SyncHome, SyncName,
@@ -11,17 +11,23 @@ use crate::world::node;
 
 use Outcome::{Abandoned, Granted, Unlocked, Value};
 
-type Result = std::result::Result<Outcome, SyncError>;
+pub(crate) type Result = std::result::Result<Outcome, SyncError>;
 
-const NODES: usize = 4;
+pub(crate) const NODES: usize = 4;
 
-fn set(nodes: &[usize]) -> NodeSet {
+pub(crate) fn set(nodes: &[usize]) -> NodeSet {
     nodes.iter().map(|&index| node(index)).collect()
+}
+
+/// Of all nodes, these are lost. The first epoch has number 0 here, so that a number says how many
+/// are.
+fn without(lost: &[usize]) -> Epoch {
+    Epoch::first(lost.len() as u16, NodeSet::first(NODES).minus(set(lost)))
 }
 
 /// Names that are kept by the last of `homes`, one after the other, as the nodes before it are
 /// lost.
-fn names(homes: &[usize]) -> impl Iterator<Item = SyncName> {
+pub(crate) fn names(homes: &[usize]) -> impl Iterator<Item = SyncName> {
     let all = (0..).map(|number| SyncName::new(&format!("name {number}")).unwrap());
     all.filter(move |name| {
         (0..homes.len())
@@ -29,19 +35,23 @@ fn names(homes: &[usize]) -> impl Iterator<Item = SyncName> {
     })
 }
 
-fn name(homes: &[usize]) -> SyncName {
+pub(crate) fn name(homes: &[usize]) -> SyncName {
     names(homes).next().unwrap()
 }
 
 /// Node 0 as a home: what it answers node and ticket.
-struct Home(SyncHome);
+pub(crate) struct Home(pub(crate) SyncHome);
 
 impl Home {
     fn new() -> Self {
-        Self(SyncHome::new(node(0), NODES))
+        Self::of(&without(&[]))
     }
 
-    fn ask(
+    pub(crate) fn of(epoch: &Epoch) -> Self {
+        Self(SyncHome::new(node(0), NODES, epoch))
+    }
+
+    pub(crate) fn ask(
         &mut self,
         from: usize,
         epoch: u16,
@@ -53,13 +63,22 @@ impl Home {
         plain(self.0.request(node(from), request))
     }
 
-    fn report(&mut self, from: usize, epoch: u16, holds: &[Hold]) -> Vec<(usize, u64, Result)> {
+    pub(crate) fn report(
+        &mut self,
+        from: usize,
+        epoch: u16,
+        holds: &[Hold],
+    ) -> Vec<(usize, u64, Result)> {
         let report = SyncReport { epoch, last: true, holds: holds.to_vec() };
         plain(self.0.report(node(from), report))
     }
 
     fn lost(&mut self, lost: &[usize]) -> Vec<(usize, u64, Result)> {
-        plain(self.0.lost(set(lost)))
+        self.changed(&without(lost))
+    }
+
+    pub(crate) fn changed(&mut self, epoch: &Epoch) -> Vec<(usize, u64, Result)> {
+        plain(self.0.changed(epoch))
     }
 
     /// All but node 0 and the lost ones report nothing; then node 0.
@@ -70,19 +89,19 @@ impl Home {
     }
 }
 
-fn plain(replies: Vec<(NodeId, SyncReply)>) -> Vec<(usize, u64, Result)> {
+pub(crate) fn plain(replies: Vec<(NodeId, SyncReply)>) -> Vec<(usize, u64, Result)> {
     replies.into_iter().map(|(to, reply)| (to.index(), reply.ticket, reply.result)).collect()
 }
 
-fn hold(ticket: u64, name: &SyncName, held: Held) -> Hold {
+pub(crate) fn hold(ticket: u64, name: &SyncName, held: Held) -> Hold {
     Hold { ticket, name: name.clone(), held, abandoned: None }
 }
 
-const LOCK: SyncOp = SyncOp::MutexLock;
+pub(crate) const LOCK: SyncOp = SyncOp::MutexLock;
 const READ: SyncOp = SyncOp::ReadLock;
 const WRITE: SyncOp = SyncOp::WriteLock;
 
-fn unlock(holder: u64) -> SyncOp {
+pub(crate) fn unlock(holder: u64) -> SyncOp {
     SyncOp::MutexUnlock { holder }
 }
 
@@ -232,7 +251,6 @@ fn reports_that_cannot_be_are_refused() {
     ];
     home.report(1, 1, &claims);
     home.report(2, 1, &[hold(20, &held, Held::Mutex), hold(21, &held, Held::Read)]);
-    home.report(0, 9, &[]);
     home.report(0, 1, &[]);
     assert_eq!(home.0.tickets(), 2, "1 and 10");
     home.report(1, 1, &[hold(13, &other, Held::Mutex)]);
@@ -264,7 +282,7 @@ fn more_free_locks_than_it_remembers_are_abandoned_once_more() {
 
 // The client.
 
-fn sent(output: Vec<ClientOutput<u64>>) -> Vec<(usize, ToHome)> {
+pub(crate) fn sent(output: Vec<ClientOutput<u64>>) -> Vec<(usize, ToHome)> {
     let send = |output| match output {
         ClientOutput::Send { to, message } => Some((to.index(), message)),
         ClientOutput::Answer { .. } => None,
@@ -272,7 +290,7 @@ fn sent(output: Vec<ClientOutput<u64>>) -> Vec<(usize, ToHome)> {
     output.into_iter().filter_map(send).collect()
 }
 
-fn answers(output: &[ClientOutput<u64>]) -> Vec<(u64, Result)> {
+pub(crate) fn answers(output: &[ClientOutput<u64>]) -> Vec<(u64, Result)> {
     let answer = |output: &ClientOutput<u64>| match output {
         ClientOutput::Answer { reply_to, result } => Some((*reply_to, *result)),
         ClientOutput::Send { .. } => None,
@@ -280,17 +298,22 @@ fn answers(output: &[ClientOutput<u64>]) -> Vec<(u64, Result)> {
     output.iter().filter_map(answer).collect()
 }
 
-fn request(epoch: u16, ticket: u64, name: &SyncName, op: SyncOp) -> ToHome {
+/// A reply of the last epoch that there is here.
+pub(crate) fn reply(ticket: u64, result: Result) -> SyncReply {
+    SyncReply { ticket, epoch: 9, result }
+}
+
+pub(crate) fn request(epoch: u16, ticket: u64, name: &SyncName, op: SyncOp) -> ToHome {
     ToHome::Request(SyncRequest { ticket, epoch, name: name.clone(), op })
 }
 
 #[test]
 fn what_was_asked_of_a_lost_home_ends_or_is_sent_again() {
-    let mut client = SyncClient::new(NODES);
+    let mut client = SyncClient::new(NODES, &without(&[]));
     let x = name(&[3, 0]);
     let grant = |client: &mut SyncClient<u64>, ticket| {
         client.request(ticket, x.clone(), READ, ticket);
-        client.reply(node(3), &SyncReply { ticket, result: Ok(Granted) });
+        client.reply(node(3), &reply(ticket, Ok(Granted)));
     };
     (1..=2).for_each(|ticket| grant(&mut client, ticket));
     let ops = [
@@ -307,7 +330,7 @@ fn what_was_asked_of_a_lost_home_ends_or_is_sent_again() {
     for (ticket, op) in ops {
         assert_eq!(client.request(ticket, x.clone(), op, ticket).len(), 1);
     }
-    let output = client.lost(set(&[3]));
+    let output = client.changed(&without(&[3]));
     let broken = SyncError::BarrierBroken { node: node(3), epoch: 1 };
     let ends = [
         (7, Ok(Unlocked)),
@@ -327,7 +350,7 @@ fn what_was_asked_of_a_lost_home_ends_or_is_sent_again() {
         (0, request(1, 5, &x, SyncOp::MutexTryLock)),
     ];
     assert_eq!(sent(output), messages);
-    let late = SyncReply { ticket: 3, result: Ok(Granted) };
+    let late = reply(3, Ok(Granted));
     assert_eq!(client.reply(node(3), &late), [], "the lost home's grant is void");
     assert_eq!(answers(&client.reply(node(0), &late)), [(3, Ok(Granted))]);
     assert_eq!((client.open(), client.held()), (1, 2));
@@ -335,12 +358,12 @@ fn what_was_asked_of_a_lost_home_ends_or_is_sent_again() {
 
 #[test]
 fn a_long_report_comes_in_parts() {
-    let mut client = SyncClient::new(NODES);
+    let mut client = SyncClient::new(NODES, &without(&[]));
     for (ticket, name) in (0..).zip(names(&[3, 0]).take(40)) {
         client.request(ticket, name, LOCK, ticket);
-        client.reply(node(3), &SyncReply { ticket, result: Ok(Granted) });
+        client.reply(node(3), &reply(ticket, Ok(Granted)));
     }
-    let parts = sent(client.lost(set(&[3]))).into_iter().filter(|(to, _)| *to == 0);
+    let parts = sent(client.changed(&without(&[3]))).into_iter().filter(|(to, _)| *to == 0);
     let parts = parts.map(|(_, message)| match message {
         ToHome::Report(report) => (report.holds.len(), report.last),
         ToHome::Request(request) => panic!("{request:?}"),
@@ -350,28 +373,26 @@ fn a_long_report_comes_in_parts() {
 
 #[test]
 fn who_waits_at_a_barrier_is_told_of_a_loss_when_its_node_is() {
-    let mut client = SyncClient::new(NODES);
+    let mut client = SyncClient::new(NODES, &without(&[]));
     let x = name(&[0]);
     let meet = |client: &mut SyncClient<u64>, ticket| {
         sent(client.request(ticket, x.clone(), SyncOp::BarrierWait { parties: EVERY_NODE }, ticket))
     };
-    let all = SyncOp::BarrierWait { parties: 4 };
+    let all = SyncOp::BarrierWait { parties: EVERY_NODE };
     assert_eq!(meet(&mut client, 1), [(0, request(0, 1, &x, all))]);
     let broken = Err(SyncError::BarrierBroken { node: node(3), epoch: 1 });
-    assert_eq!(client.reply(node(0), &SyncReply { ticket: 1, result: broken }), []);
-    assert_eq!(answers(&client.lost(set(&[3]))), [(1, broken)]);
-    assert_eq!(client.parties_of_all_survivors(), 3);
-    let three = SyncOp::BarrierWait { parties: 3 };
-    assert_eq!(meet(&mut client, 2), [(0, request(1, 2, &x, three))]);
+    assert_eq!(client.reply(node(0), &reply(1, broken)), []);
+    assert_eq!(answers(&client.changed(&without(&[3]))), [(1, broken)]);
+    assert_eq!(meet(&mut client, 2), [(0, request(1, 2, &x, all))]);
 }
 
 #[test]
 fn a_lock_that_comes_when_nobody_waits_any_more_is_given_back() {
     for granted_first in [false, true] {
-        let mut client = SyncClient::new(NODES);
+        let mut client = SyncClient::new(NODES, &without(&[]));
         let x = name(&[0]);
         client.request(1, x.clone(), LOCK, 1);
-        let grant = SyncReply { ticket: 1, result: Ok(Granted) };
+        let grant = reply(1, Ok(Granted));
         let output = if granted_first {
             client.reply(node(0), &grant);
             client.give_up(1)
@@ -380,7 +401,7 @@ fn a_lock_that_comes_when_nobody_waits_any_more_is_given_back() {
             client.reply(node(0), &grant)
         };
         assert_eq!(sent(output), [(0, request(0, 1, &x, SyncOp::GiveBack { holder: 1 }))]);
-        assert_eq!(client.reply(node(0), &SyncReply { ticket: 1, result: Ok(Unlocked) }), []);
+        assert_eq!(client.reply(node(0), &reply(1, Ok(Unlocked))), []);
         assert_eq!((client.open(), client.held()), (0, 0));
     }
 }

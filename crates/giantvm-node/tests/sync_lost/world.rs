@@ -1,16 +1,19 @@
 //! A small world for locks, barriers and counters: nodes with threads, ordered links on which
-//! messages take their time, nodes that stop, and survivors that are told of it some time later. It
-//! checks what is promised after every single step.
+//! messages take their time, nodes that stop, nodes that join, and members that are told of it some
+//! time later. It checks what is promised after every single step.
 
 use std::collections::{HashMap, VecDeque};
 
-use dsm_core::types::{NodeId, NodeSet};
+use dsm_core::types::{Epoch, NodeId, NodeSet};
 use giantvm_node::sync::{
-    ClientOutput, EVERY_NODE, Outcome, SyncClient, SyncError, SyncHome, SyncName, SyncOp,
+    ClientOutput, EVERY_NODE, Kind, Outcome, SyncClient, SyncError, SyncHome, SyncName, SyncOp,
     SyncReply, ToHome, home_of,
 };
 
+use crate::history::History;
 use crate::model::Model;
+
+mod rest;
 
 pub(crate) fn node(index: usize) -> NodeId {
     NodeId::new(index).unwrap()
@@ -57,9 +60,43 @@ struct Site {
     client: SyncClient<u64>,
     home: SyncHome,
     up: bool,
-    /// How many losses it was told of.
+    /// Whether it knows an epoch at all.
+    begun: bool,
+    /// The last epoch that it was told of, by its position in the history.
     told: usize,
+    /// The number of the last of these with which it was told of a loss; 0 before the first.
+    loss: u16,
+    /// The number of the epoch in which this process joined; 0 if it was there from the start.
+    joined: u16,
+    /// Its processes begin from 1 each.
+    last_ticket: u64,
     threads: [Thread; 3],
+}
+
+impl Site {
+    fn new(index: usize, nodes: usize, epoch: &Epoch) -> Self {
+        Self {
+            client: SyncClient::new(nodes, epoch),
+            home: SyncHome::new(node(index), nodes, epoch),
+            up: epoch.members.contains(node(index)),
+            begun: true,
+            told: 0,
+            loss: 0,
+            joined: 0,
+            last_ticket: 0,
+            threads: [Thread::Idle; 3],
+        }
+    }
+}
+
+/// The ticket of a process, as all the world names it.
+fn global(index: usize, joined: u16, own: u64) -> u64 {
+    u64::from(joined) << 40 | (index as u64) << 32 | own
+}
+
+/// The ticket as its process names it.
+fn own(ticket: u64) -> u64 {
+    ticket & 0xffff_ffff
 }
 
 enum Message {
@@ -83,10 +120,10 @@ pub(crate) struct World<'a> {
     sites: Vec<Site>,
     /// From each to each.
     links: Vec<Vec<VecDeque<Message>>>,
-    /// In the order in which they stopped.
-    losses: Vec<NodeId>,
+    /// From whom, to whom: what processes sent whose numbers others have now.
+    stale: Vec<(usize, usize, VecDeque<Message>)>,
+    history: History,
     tickets: HashMap<u64, Ticket>,
-    last_ticket: u64,
     names: [Vec<SyncName>; 4],
     model: Model,
 }
@@ -95,24 +132,25 @@ impl<'a> World<'a> {
     pub(crate) fn new(seed: u64, seen: &'a mut Seen) -> Self {
         let mut random = Random(seed);
         let nodes = 3 + random.below(3);
-        let site = |index| Site {
-            client: SyncClient::new(nodes),
-            home: SyncHome::new(node(index), nodes),
-            up: true,
-            told: 0,
-            threads: [Thread::Idle; 3],
-        };
+        // In some histories one that is listed comes late, if at all; one always is not listed.
+        let late = usize::from(random.one_in(3));
+        let history = History::new(nodes, NodeSet::first(nodes - late));
+        let mut sites: Vec<_> =
+            (0..=nodes).map(|index| Site::new(index, nodes, history.epoch(0))).collect();
+        // Without such a one, who is told of a later epoch first knows whom it has missed.
+        let begins_late = late == 0 && random.one_in(2);
+        sites[random.below(nodes)].begun = !begins_late;
         let names = ["mutex", "rwlock", "barrier", "counter"].map(|kind| {
             (0..3).map(|i| SyncName::new(&format!("{kind} {i} of {seed}")).unwrap()).collect()
         });
         Self {
             random,
             seen,
-            sites: (0..nodes).map(site).collect(),
-            links: (0..nodes).map(|_| (0..nodes).map(|_| VecDeque::new()).collect()).collect(),
-            losses: Vec::new(),
+            sites,
+            links: (0..=nodes).map(|_| (0..=nodes).map(|_| VecDeque::new()).collect()).collect(),
+            stale: Vec::new(),
+            history,
             tickets: HashMap::new(),
-            last_ticket: 0,
             names,
             model: Model::default(),
         }
@@ -121,13 +159,18 @@ impl<'a> World<'a> {
     /// Plays one history to its end.
     pub(crate) fn play(&mut self) {
         let steps = 100 + self.random.below(300);
-        let losses = self.random.below(3);
-        let moments: Vec<usize> = (0..losses).map(|_| self.random.below(steps)).collect();
-        // In some histories messages pile up, in others survivors learn late.
+        let (losses, joins) = (self.random.below(4), self.random.below(4));
+        let mut moments =
+            |count| -> Vec<usize> { (0..count).map(|_| self.random.below(steps)).collect() };
+        let (losses, joins) = (moments(losses), moments(joins));
+        // In some histories messages pile up, in others members learn late.
         let (slow, late) = (1 + self.random.below(4), 2 + self.random.below(40));
         for step in 0..steps {
-            for _ in moments.iter().filter(|moment| **moment == step) {
+            for _ in losses.iter().filter(|moment| **moment == step) {
                 self.lose();
+            }
+            for _ in joins.iter().filter(|moment| **moment == step) {
+                self.join();
             }
             if self.random.one_in(late) {
                 self.tell();
@@ -136,7 +179,7 @@ impl<'a> World<'a> {
                 self.arrive();
             }
             let (index, thread) = (self.random.below(self.sites.len()), self.random.below(3));
-            if self.sites[index].up {
+            if self.sites[index].up && self.sites[index].begun {
                 self.act(index, thread);
             }
         }
@@ -144,13 +187,12 @@ impl<'a> World<'a> {
         self.probe();
     }
 
-    fn lost(&self, told: usize) -> NodeSet {
-        self.losses.iter().take(told).copied().collect()
-    }
-
     /// A node stops; of what it sent last, some never arrives.
     fn lose(&mut self) {
         let up: Vec<usize> = (0..self.sites.len()).filter(|&i| self.sites[i].up).collect();
+        if up.len() == 1 {
+            return;
+        }
         let victim = up[self.random.below(up.len())];
         if self.sites.iter().any(|site| site.up && site.home.waiting() > 0) {
             self.seen.note("loss while requests wait");
@@ -159,9 +201,9 @@ impl<'a> World<'a> {
             let rest = self.random.below(link.len() + 1);
             link.truncate(rest);
         }
-        let (nodes, lost) = (self.sites.len(), self.lost(usize::MAX));
+        let (nodes, barred) = (self.history.nodes(), self.history.barred(self.history.last()));
         for name in self.names.iter().flatten() {
-            if home_of(name, nodes, lost) == Some(node(victim)) {
+            if home_of(name, nodes, barred) == Some(node(victim)) {
                 self.model.home_lost(name);
             }
         }
@@ -176,29 +218,83 @@ impl<'a> World<'a> {
         }
         self.model.given_up_lost(victim);
         self.sites[victim].up = false;
-        self.losses.push(node(victim));
+        let step = 1 + self.random.below(2) as u16;
+        self.history.lose(victim, step);
     }
 
-    /// A survivor is told of one loss or more.
+    /// A process begins: on a node that was lost, or a new one.
+    fn join(&mut self) {
+        let down: Vec<usize> = (0..self.sites.len()).filter(|&i| !self.sites[i].up).collect();
+        if down.is_empty() {
+            return;
+        }
+        let index = down[self.random.below(down.len())];
+        let step = 1 + self.random.below(2) as u16;
+        let joined = self.history.join(index, step);
+        self.seen.note("join");
+        if self.random.one_in(4) {
+            self.lose(); // before the new process knows of anything
+        }
+        for other in 0..self.sites.len() {
+            let sent = std::mem::take(&mut self.links[index][other]);
+            self.stale.push((index, other, sent));
+            if self.random.one_in(2) {
+                self.links[other][index].clear();
+            }
+        }
+        self.stale.retain(|(.., sent)| !sent.is_empty());
+        let told = self.history.last();
+        let site = Site::new(index, self.history.nodes(), self.history.epoch(told));
+        self.sites[index] = Site { told, joined, ..site };
+        let output = self.sites[index].client.begin();
+        self.output(index, output);
+    }
+
+    /// A member is told of one change or more.
     fn tell(&mut self) {
-        let all = self.losses.len();
+        let all = self.history.last();
         let late: Vec<usize> = (0..self.sites.len())
-            .filter(|&i| self.sites[i].up && self.sites[i].told < all)
+            .filter(|&i| self.sites[i].up && (self.sites[i].told < all || !self.sites[i].begun))
             .collect();
         if late.is_empty() {
             return;
         }
         let index = late[self.random.below(late.len())];
-        let told = self.sites[index].told + 1;
-        let told = told + self.random.below(all - told + 1);
+        if !self.sites[index].begun {
+            return self.begin_late(index);
+        }
+        let before = self.sites[index].told;
+        let told = before + 1 + self.random.below(all - before);
+        let gone = self.history.gone(before, told);
+        let (before, epoch) = (self.history.epoch(before), self.history.epoch(told).clone());
+        if !gone.is_empty() {
+            self.sites[index].loss = epoch.number;
+        }
         if told > self.sites[index].told + 1 {
-            self.seen.note("two losses told at once");
+            self.seen.note("several changes told at once");
+        }
+        if epoch.joined_after(before.number).iter().any(|node| before.members.contains(node)) {
+            self.seen.note("returned before its loss was told");
         }
         self.sites[index].told = told;
-        let lost = self.lost(told);
-        let replies = self.sites[index].home.lost(lost);
+        let replies = self.sites[index].home.changed(&epoch);
         self.replies(index, replies);
-        let output = self.sites[index].client.lost(lost);
+        let output = self.sites[index].client.changed(&epoch);
+        self.output(index, output);
+    }
+
+    /// A node that was there from the start is told of its first epoch.
+    fn begin_late(&mut self, index: usize) {
+        let told = self.random.below(self.history.last() + 1);
+        let epoch = self.history.epoch(told);
+        let site = Site::new(index, self.history.nodes(), epoch);
+        let knows_of_loss = !self.history.barred(told).is_empty();
+        let loss = if knows_of_loss { epoch.number } else { 0 };
+        self.sites[index] = Site { told, loss, ..site };
+        if knows_of_loss {
+            self.seen.note("first told after a loss");
+        }
+        let output = self.sites[index].client.begin();
         self.output(index, output);
     }
 
@@ -207,13 +303,25 @@ impl<'a> World<'a> {
         let nodes = self.sites.len();
         let full: Vec<(usize, usize)> = (0..nodes * nodes)
             .map(|link| (link / nodes, link % nodes))
-            .filter(|&(from, to)| self.sites[to].up && !self.links[from][to].is_empty())
+            .filter(|&(_, to)| self.sites[to].up && self.sites[to].begun)
+            .filter(|&(from, to)| !self.links[from][to].is_empty())
             .collect();
-        if full.is_empty() {
-            return false;
-        }
-        let (from, to) = full[self.random.below(full.len())];
-        match self.links[from][to].pop_front().unwrap() {
+        let which = self.random.below(full.len() + self.stale.len());
+        let (from, to, message) = match full.get(which) {
+            Some(&(from, to)) => (from, to, self.links[from][to].pop_front().unwrap()),
+            None if self.stale.is_empty() => return false,
+            None => {
+                let (from, to, sent) = &mut self.stale[which - full.len()];
+                let (from, to, message) = (*from, *to, sent.pop_front().unwrap());
+                self.stale.retain(|(.., sent)| !sent.is_empty());
+                if !self.sites[to].up || !self.sites[to].begun {
+                    return true; // to nobody
+                }
+                self.seen.note("message of an earlier process");
+                (from, to, message)
+            }
+        };
+        match message {
             Message::ToHome(message) => self.at_home(from, to, message),
             Message::Reply(reply) => {
                 let output = self.sites[to].client.reply(node(from), &reply);
@@ -224,9 +332,16 @@ impl<'a> World<'a> {
     }
 
     fn at_home(&mut self, from: usize, to: usize, message: ToHome) {
+        let number = self.history.epoch(self.sites[to].told).number;
+        let is_newcomer = self.sites[from].joined > number;
         let home = &mut self.sites[to].home;
         let replies = match message {
-            ToHome::Request(request) => home.request(node(from), request),
+            ToHome::Request(request) => {
+                if is_newcomer && request.epoch > number {
+                    self.seen.note("request of a newcomer kept");
+                }
+                home.request(node(from), request)
+            }
             ToHome::Report(report) => {
                 if !report.holds.is_empty() {
                     self.seen.note("held lock reported");
@@ -254,12 +369,21 @@ impl<'a> World<'a> {
         // By name and by who came as the how-manieth: there may be more than one meeting.
         let mut met: HashMap<(&SyncName, u32), HashMap<u32, usize>> = HashMap::new();
         let told = self.sites[home].told;
+        let epoch = self.history.epoch(told);
         for (to, reply) in replies {
+            let joined = epoch.joined.get(to).copied().unwrap_or(0);
+            let ticket = &self.tickets[&global(to.index(), joined, reply.ticket)];
+            if reply.result == Ok(Outcome::Cancelled) && ticket.op.kind() == Some(Kind::Barrier) {
+                self.seen.note("taken off a barrier after a loss");
+            }
             let Ok(Outcome::Passed { index }) = reply.result else { continue };
-            let ticket = &self.tickets[&reply.ticket];
             let SyncOp::BarrierWait { parties } = ticket.op else { panic!("{ticket:?} passed") };
-            assert_eq!(usize::from(ticket.epoch), told, "a party from before a loss");
-            assert!(!self.lost(told).contains(*to), "a lost party");
+            assert!(ticket.epoch >= self.sites[home].loss, "a party from before a loss");
+            if ticket.epoch < epoch.number {
+                self.seen.note("barrier passed after a join");
+            }
+            assert!(epoch.members.contains(*to), "a lost party");
+            let parties = if parties == EVERY_NODE { epoch.members.len() as u32 } else { parties };
             *met.entry((&ticket.name, parties)).or_default().entry(index).or_default() += 1;
         }
         for ((name, parties), came) in met {
@@ -276,10 +400,12 @@ impl<'a> World<'a> {
                 ClientOutput::Send { to, message } => {
                     if let ToHome::Request(request) = &message
                         && !matches!(request.op, SyncOp::GiveBack { .. })
+                        && request.op != (SyncOp::Cancel { waiter: request.ticket })
                     {
                         let (name, op, epoch) = (request.name.clone(), request.op, request.epoch);
                         let sent = Ticket { node: at, name, op, epoch };
-                        self.tickets.insert(request.ticket, sent);
+                        let ticket = global(at, self.sites[at].joined, request.ticket);
+                        self.tickets.insert(ticket, sent);
                     }
                     if to == node(at) {
                         self.at_home(at, at, message);
@@ -292,14 +418,19 @@ impl<'a> World<'a> {
         }
     }
 
-    fn ask(&mut self, name: &SyncName, op: SyncOp) -> u64 {
-        self.last_ticket += 1;
+    fn ask(&mut self, at: usize, name: &SyncName, op: SyncOp) -> u64 {
+        let site = &mut self.sites[at];
+        site.last_ticket += 1;
+        let ticket = global(at, site.joined, site.last_ticket);
+        // Some are answered without having been sent.
+        let asked = Ticket { node: at, name: name.clone(), op, epoch: 0 };
+        self.tickets.insert(ticket, asked);
         self.model.asked(name, op);
-        self.last_ticket
+        ticket
     }
 
     fn send(&mut self, at: usize, ticket: u64, name: SyncName, op: SyncOp) {
-        let output = self.sites[at].client.request(ticket, name, op, ticket);
+        let output = self.sites[at].client.request(own(ticket), name, op, ticket);
         self.output(at, output);
     }
 
@@ -314,7 +445,7 @@ impl<'a> World<'a> {
                 self.seen.note("given up");
                 self.model.gave_up(at, &self.tickets[&ticket].name, ticket);
                 self.sites[at].threads[thread] = Thread::Idle;
-                let output = self.sites[at].client.give_up(ticket);
+                let output = self.sites[at].client.give_up(own(ticket));
                 self.output(at, output);
             }
             Thread::Holds(holder) if self.random.one_in(3) => self.unlock(at, thread, holder),
@@ -337,15 +468,15 @@ impl<'a> World<'a> {
             (_, 0) => SyncOp::CounterGet,
             _ => SyncOp::CounterAdd { delta: 1 },
         };
-        let ticket = self.ask(&name, op);
+        let ticket = self.ask(at, &name, op);
         self.sites[at].threads[thread] = Thread::Waits(ticket, None);
         self.send(at, ticket, name, op);
     }
 
     fn cancel(&mut self, at: usize, thread: usize, waiter: u64) {
         let asked = self.tickets[&waiter].clone();
-        let op = SyncOp::Cancel { waiter };
-        let ticket = self.ask(&asked.name, op);
+        let op = SyncOp::Cancel { waiter: own(waiter) };
+        let ticket = self.ask(at, &asked.name, op);
         self.sites[at].threads[thread] = Thread::Waits(waiter, Some(ticket));
         self.send(at, ticket, asked.name, op);
     }
@@ -353,12 +484,13 @@ impl<'a> World<'a> {
     fn unlock(&mut self, at: usize, thread: usize, holder: u64) {
         let asked = self.tickets[&holder].clone();
         self.model.unlocks(&asked, holder);
+        let holder = own(holder);
         let op = match asked.op {
             SyncOp::MutexLock | SyncOp::MutexTryLock => SyncOp::MutexUnlock { holder },
             SyncOp::ReadLock => SyncOp::ReadUnlock { holder },
             _ => SyncOp::WriteUnlock { holder },
         };
-        let ticket = self.ask(&asked.name, op);
+        let ticket = self.ask(at, &asked.name, op);
         self.sites[at].threads[thread] = Thread::Unlocks(ticket);
         self.send(at, ticket, asked.name, op);
     }
@@ -411,7 +543,7 @@ impl<'a> World<'a> {
             (Some(_), Ok(outcome @ (Outcome::Granted | Outcome::Abandoned { .. }))) => {
                 if let Outcome::Abandoned { node } = outcome {
                     self.seen.note("abandoned");
-                    assert!(self.losses.contains(&node), "{node} is not lost");
+                    assert!(self.history.is_lost(node, self.history.last()), "{node} is not lost");
                 }
                 self.model.grant(&asked, ticket, outcome);
                 return Thread::Holds(ticket);
@@ -421,105 +553,23 @@ impl<'a> World<'a> {
             (None, Err(SyncError::BarrierBroken { node, epoch })) => {
                 self.seen.note("barrier broken");
                 let site = &self.sites[asked.node];
-                assert!(usize::from(epoch) <= site.told, "it can't wait again");
-                assert!(self.lost(site.told).contains(node));
+                let last = self.history.epoch(site.told).number;
+                assert!(epoch <= last, "it can't wait again");
+                assert!(self.history.is_lost(node, site.told), "broken by nobody");
             }
             (None, Ok(Outcome::Value(before))) => self.model.value(&asked, before),
             (None, Err(SyncError::ValueLost { node })) => {
                 self.seen.note("value lost");
-                assert!(self.losses.contains(&node));
+                assert!(self.history.is_lost(node, self.history.last()));
                 self.model.value_lost(&asked.name);
+            }
+            (_, Err(SyncError::NoHome)) => {
+                self.seen.note("no home");
+                let told = self.sites[asked.node].told;
+                assert!(self.history.homes(told).is_empty(), "there are homes");
             }
             (_, other) => panic!("{asked:?}: {other:?}"),
         }
         Thread::Idle
-    }
-
-    /// All are told of everything, all messages arrive, all locks are released.
-    fn come_to_rest(&mut self) {
-        for round in 0.. {
-            assert!(round < 10_000, "something goes on for ever");
-            while self.arrive() {}
-            let told = self.sites.iter().all(|site| !site.up || site.told == self.losses.len());
-            if !told {
-                self.tell();
-                continue;
-            }
-            if !self.release_one() && !self.leave_one_barrier() {
-                break;
-            }
-        }
-        for (index, site) in self.sites.iter().enumerate().filter(|(_, site)| site.up) {
-            let left: Vec<_> = site.threads.iter().filter(|it| **it != Thread::Idle).collect();
-            let what = |thread: &&Thread| match thread {
-                Thread::Waits(ticket, _) => format!("{:?}", self.tickets[ticket]),
-                other => format!("{other:?}"),
-            };
-            let left: Vec<_> = left.iter().map(what).collect();
-            assert!(left.is_empty(), "{index} hangs: {left:?}");
-            assert_eq!((site.client.open(), site.client.held()), (0, 0), "left at {index}");
-            assert_eq!((site.home.tickets(), site.home.waiting()), (0, 0), "left at home {index}");
-        }
-    }
-
-    fn release_one(&mut self) -> bool {
-        self.first(|thread, _| matches!(thread, Thread::Holds(_))).is_some_and(|(at, thread)| {
-            if let Thread::Holds(holder) = self.sites[at].threads[thread] {
-                self.unlock(at, thread, holder);
-            }
-            true
-        })
-    }
-
-    fn leave_one_barrier(&mut self) -> bool {
-        let meets = |ticket: &Ticket| matches!(ticket.op, SyncOp::BarrierWait { .. });
-        let found = self.first(
-            |thread, tickets| matches!(thread, Thread::Waits(own, None) if meets(&tickets[own])),
-        );
-        found.is_some_and(|(at, thread)| {
-            if let Thread::Waits(ticket, None) = self.sites[at].threads[thread] {
-                self.cancel(at, thread, ticket);
-            }
-            true
-        })
-    }
-
-    fn first(&self, is: impl Fn(&Thread, &HashMap<u64, Ticket>) -> bool) -> Option<(usize, usize)> {
-        let all = (0..self.sites.len() * 3).map(|i| (i / 3, i % 3));
-        all.filter(|&(at, _)| self.sites[at].up)
-            .find(|&(at, thread)| is(&self.sites[at].threads[thread], &self.tickets))
-    }
-
-    /// At rest, every lock is to be had at once, every counter has the value that it must have, and
-    /// all survivors meet.
-    fn probe(&mut self) {
-        let up: Vec<usize> = (0..self.sites.len()).filter(|&i| self.sites[i].up).collect();
-        let names = self.names.clone();
-        let probes = [SyncOp::MutexLock, SyncOp::WriteLock];
-        for (op, name) in (0..6).map(|i| (probes[i / 3], &names[i / 3][i % 3])) {
-            let at = up[self.random.below(up.len())];
-            self.one(at, 0, name, op);
-            let Thread::Holds(holder) = self.sites[at].threads[0] else {
-                panic!("{name} is taken")
-            };
-            self.unlock(at, 0, holder);
-            while self.arrive() {}
-        }
-        for name in &names[3] {
-            self.one(up[0], 0, name, SyncOp::CounterGet);
-            self.model.check_total(name);
-        }
-        for &at in &up {
-            self.one(at, 0, &names[2][0], SyncOp::BarrierWait { parties: EVERY_NODE });
-        }
-        let idle = |at: &usize| self.sites[*at].threads[0] == Thread::Idle;
-        assert!(up.iter().all(idle), "the survivors do not meet");
-    }
-
-    fn one(&mut self, at: usize, thread: usize, name: &SyncName, op: SyncOp) {
-        let ticket = self.ask(name, op);
-        self.sites[at].threads[thread] = Thread::Waits(ticket, None);
-        self.send(at, ticket, name.clone(), op);
-        while self.arrive() {}
     }
 }

@@ -8,7 +8,7 @@ use dsm_core::pages::RegionMemory;
 use dsm_core::pages::sigbus::Registration;
 use dsm_core::protocol::Features;
 use dsm_core::report::chain;
-use dsm_core::types::{NodeId, NodeSet, PAGE_SIZE, RegionId};
+use dsm_core::types::{Epoch, NodeId, NodeSet, PAGE_SIZE, RegionId};
 use dsm_core::uffd::Mode;
 
 use super::{Driver, NodeError, OpenRegion, RegionReply, SyncAnswer, lock};
@@ -33,9 +33,11 @@ impl Driver {
     /// `lost` are all that were ever lost. Each survivor must be told of each loss, or be lost
     /// itself, in its own time; it may be told of several at once.
     pub(super) fn sync_lost(&mut self, lost: NodeSet) {
-        let replies = self.home.lost(lost);
+        let all = NodeSet::first(self.setup.config.nodes.len());
+        let epoch = Epoch::first(1 + lost.len() as u16, all.minus(lost));
+        let replies = self.home.changed(&epoch);
         self.answer(replies);
-        let output = self.sync.lost(lost);
+        let output = self.sync.changed(&epoch);
         self.sync_output(output);
     }
 
