@@ -17,7 +17,7 @@ pub const NODE_ADDRESS_BYTES_MAX: usize = 300;
 pub const REASON_BYTES_MAX: usize = 512;
 
 /// Longest body of a control message, in bytes: [`SyncReport`]s come in parts of about this size,
-/// no other is longer than 600 bytes. A reader refuses a longer frame before it allocates.
+/// no other is longer than 800 bytes. A reader refuses a longer frame before it allocates.
 ///
 /// [`SyncReport`]: crate::control::ControlMessage::SyncReport
 pub const CONTROL_BODY_BYTES_MAX: usize = 4096;
@@ -73,6 +73,10 @@ pub const HEARTBEATS_PER_TIMEOUT_MIN: u64 = 6;
 /// Largest drift between the clocks of two nodes, as one part in this many: 1000 ppm together,
 /// ten times what ordinary crystals show.
 pub const CLOCK_DRIFT_ONE_IN: u64 = 1_000;
+
+/// The last epoch in which a node may join. An epoch's number has 16 bits in the header of a page message;
+/// a member that goes needs one more, so that there must always be some left.
+pub const JOIN_EPOCH_MAX: u16 = 65_000;
 
 /// Default wait of the deciding node for the others to leave before it ends the cluster, in
 /// milliseconds: long enough for programs that end together.

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
+use std::collections::BTreeMap;
+
 use dsm_core::types::{NodeId, NodeSet, RegionId};
 use giantvm_node::control::{
     Change, ControlMessage, DecodeError, Heartbeat, MemberMessage, RegionMessage,
@@ -28,10 +30,15 @@ fn reason() -> impl Strategy<Value = String> {
     ".{0,100}"
 }
 
+fn joined() -> impl Strategy<Value = BTreeMap<NodeId, u16>> {
+    prop::collection::btree_map(node(), any::<u16>(), 0..=64)
+}
+
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
-        prop::collection::vec(any::<u64>(), 0..=64)
-            .prop_map(|incarnations| Change::Started { incarnations }),
+        (prop::collection::vec(any::<u64>(), 0..=64), joined())
+            .prop_map(|(incarnations, joined)| Change::Started { incarnations, joined }),
+        (node(), any::<u64>()).prop_map(|(node, incarnation)| Change::Joined { node, incarnation }),
         (node(), reason()).prop_map(|(node, reason)| Change::Lost { node, reason }),
         node().prop_map(|node| Change::Removed { node }),
         node().prop_map(|node| Change::Left { node }),
@@ -53,6 +60,7 @@ fn member() -> impl Strategy<Value = MemberMessage> {
         any::<u64>().prop_map(|epoch| MemberMessage::LeaveAck { epoch }),
         reason().prop_map(|reason| MemberMessage::Gone { reason }),
         reason().prop_map(|reason| MemberMessage::Fatal { reason }),
+        reason().prop_map(|reason| MemberMessage::NotYet { reason }),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
-use dsm_core::types::NodeId;
+use dsm_core::types::{Epoch, NodeId, NodeSet};
 use giantvm_node::control::{Heartbeat, MemberMessage};
 use giantvm_node::membership::etcd::{
     Announcement, EtcdMembership, Lease, Listed, Present, Proposal, Record, Settings, Standing,
@@ -74,7 +74,7 @@ fn beat(machine: &mut EtcdMembership, now_ms: u64, from: usize) -> Vec<Action> {
 fn running() -> EtcdMembership {
     let mut machine = joining();
     let actions = machine.step(0, has(6, record(true), &[0, 1, 2]));
-    assert!(actions.contains(&Action::BecameRunning { epoch: 1 }));
+    assert!(actions.contains(&Action::BecameRunning(Epoch::first(1, NodeSet::first(3)))));
     machine
 }
 
@@ -152,7 +152,7 @@ fn a_broken_connection_is_a_loss_at_once_and_a_removal_when_the_lease_is_gone() 
     let removed = removed.record.clone();
     let actions = machine.step(40, has(8, removed, &[0, 1]));
     let members = [0, 1].map(node).into_iter().collect();
-    assert!(actions.contains(&Action::NewEpoch { epoch: 2, members }));
+    assert!(actions.contains(&Action::NewEpoch(Epoch::first(2, members))));
     assert!(!actions.iter().any(|it| matches!(it, Action::PeerLost { .. })), "told once");
 }
 

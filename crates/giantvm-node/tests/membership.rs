@@ -2,12 +2,22 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
-use dsm_core::types::NodeId;
+use std::collections::BTreeMap;
+
+use dsm_core::types::{Epoch, NodeId, NodeSet};
 use giantvm_node::control::{Change, Heartbeat, MemberMessage};
 use giantvm_node::membership::{Action, Config, ConfigError, EndReason, Event, Membership, State};
 
 fn node(index: usize) -> NodeId {
     NodeId::new(index).unwrap()
+}
+
+fn all() -> NodeSet {
+    NodeSet::first(3)
+}
+
+fn nodes(indices: &[usize]) -> NodeSet {
+    indices.iter().map(|&index| node(index)).collect()
 }
 
 fn config(me: usize) -> Config {
@@ -45,10 +55,10 @@ fn running(me: usize) -> Membership {
         let update = MemberMessage::MemberUpdate {
             epoch: 1,
             members: [0, 1, 2].map(node).into_iter().collect(),
-            change: Change::Started { incarnations: vec![100, 101, 102] },
+            change: Change::Started { incarnations: vec![100, 101, 102], joined: BTreeMap::new() },
         };
         let actions = machine.step(0, message(0, update));
-        assert!(actions.contains(&Action::BecameRunning { epoch: 1 }));
+        assert!(actions.contains(&Action::BecameRunning(Epoch::first(1, all()))));
     }
     assert_eq!((machine.state(), machine.epoch()), (&State::Running, 1));
     machine
@@ -77,7 +87,10 @@ fn a_joining_node_names_whom_it_waits_for() {
 fn a_cluster_of_one_runs_at_once_and_leaves_at_once() {
     let alone = Config::new(vec!["solo".into()], node(0), 1);
     let mut machine = Membership::new(alone, 0).unwrap();
-    assert_eq!(machine.step(0, Event::Tick), [Action::BecameRunning { epoch: 1 }]);
+    assert_eq!(
+        machine.step(0, Event::Tick),
+        [Action::BecameRunning(Epoch::first(1, NodeSet::only(node(0))))]
+    );
     let actions = machine.step(60_000 / 60, Event::LeaveRequested);
     assert_eq!(actions, [Action::Ended { reason: EndReason::Left }]);
 }
@@ -91,7 +104,7 @@ fn a_stopped_node_is_out_before_it_takes_in_anything() {
         assert_eq!(end_of(&actions), Some(&EndReason::Stopped { stopped_ms: 2_001 }), "{me}");
         let text = end_of(&actions).unwrap().to_string();
         assert_eq!(text, "this node was stopped for 2001 ms; the others go on without it");
-        assert!(!actions.iter().any(|a| matches!(a, Action::BecameRunning { .. })));
+        assert!(!actions.iter().any(|a| matches!(a, Action::BecameRunning(_))));
         assert_eq!(machine.step(2_001, Event::Tick), [], "ended is final");
     }
 }
@@ -111,24 +124,6 @@ fn only_an_echo_prolongs_the_right_to_run() {
     let actions = machine.step(2_000, Event::Tick);
     let text = end_of(&actions).unwrap().to_string();
     assert_eq!(text, "this node can't reach the deciding node `anna`: no answer for 2000 ms");
-}
-
-#[test]
-fn a_restarted_node_is_refused_with_what_to_do() {
-    let mut machine = running(0);
-    let actions = machine.step(10, Event::Connected { node: node(1), incarnation: 999 });
-    let Some(Action::Refuse { node: refused, incarnation: 999, reason }) = actions.first() else {
-        panic!("{actions:?}");
-    };
-    assert_eq!(*refused, node(1));
-    assert!(reason.contains("end all nodes, then start them again"), "{reason}");
-    assert_eq!(machine.live().len(), 3, "the connection of the member is not concerned");
-
-    let mut refused = Membership::new(config(1), 0).unwrap();
-    refused.step(0, Event::Connected { node: node(0), incarnation: 100 });
-    let fatal = MemberMessage::Fatal { reason: reason.clone() };
-    let actions = refused.step(0, message(0, fatal));
-    assert!(matches!(end_of(&actions), Some(EndReason::Refused { .. })));
 }
 
 #[test]
@@ -158,9 +153,9 @@ fn a_node_that_says_it_ended_is_removed_when_its_memory_must_have() {
     let actions = machine.step(50, message(2, gone));
     assert!(actions.iter().any(|a| matches!(a, Action::PeerLost { .. })));
     // Its right to run need not run out: the margin of 500.
-    assert!(machine.step(549, Event::Tick).iter().all(|a| !matches!(a, Action::NewEpoch { .. })));
+    assert!(machine.step(549, Event::Tick).iter().all(|a| !matches!(a, Action::NewEpoch(_))));
     let actions = machine.step(550, Event::Tick);
-    assert!(actions.iter().any(|a| matches!(a, Action::NewEpoch { epoch: 2, .. })));
+    assert!(actions.iter().any(|a| matches!(a, Action::NewEpoch(Epoch { number: 2, .. }))));
 }
 
 #[test]
@@ -266,4 +261,7 @@ fn times_and_lists_that_cannot_work_are_refused() {
     assert!(check(|c| c.names = vec!["a".into(); 2]).is_err());
     assert!(check(|c| c.names.push(String::new())).is_err());
     assert!(check(|c| c.me = node(3)).is_err());
+    assert_eq!(check(|c| c.late = nodes(&[1, 2])), Ok(()));
+    assert_eq!(check(|c| c.late = nodes(&[0])), Err(ConfigError::Late { nodes: 3 }));
+    assert_eq!(check(|c| c.late = nodes(&[3])), Err(ConfigError::Late { nodes: 3 }));
 }

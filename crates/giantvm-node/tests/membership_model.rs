@@ -42,6 +42,13 @@ impl Explorer {
         }
     }
 
+    /// With time for a node that comes back to be taken in.
+    fn with_joins(any_order_units: u64, start: &World, first_units: u64, fault_units: u64) -> Self {
+        let mut explorer = Self::new(any_order_units, start, first_units, fault_units);
+        explorer.settled_ms += JOIN_UNITS * UNIT_MS;
+        explorer
+    }
+
     fn explore(&mut self, world: World, order: usize, faults_max: u32) {
         let faults = faults_max;
         let mut open = vec![(world, order, faults)];
@@ -96,6 +103,9 @@ impl Explorer {
 /// takes to tell everyone.
 const SETTLE_UNITS: u64 = 2 * TIMEOUT_UNITS + 9;
 
+/// Units that it takes on top to take nodes in, one after the other.
+const JOIN_UNITS: u64 = 10;
+
 /// Units around a fault in which turns come in any order; before and after it every fixed order is
 /// tried. All orders up to the end are too many for every run: see [`full`].
 const ANY_ORDER_UNITS: u64 = 3;
@@ -107,12 +117,30 @@ fn full() -> bool {
 
 /// A cluster that has been running for a few units.
 fn running(nodes: usize) -> World {
-    let mut world = World::new(nodes);
-    for _ in 0..5 {
-        (0..nodes).for_each(|me| world.turn(me, true));
+    after(World::new(nodes), 5)
+}
+
+/// All of `world` after some units without a fault: they run.
+fn after(mut world: World, units: u64) -> World {
+    run(&mut world, units);
+    assert!((0..world.nodes()).all(|me| *world.machine(me).state() == State::Running));
+    world
+}
+
+fn run(world: &mut World, units: u64) {
+    for _ in 0..units {
+        (0..world.nodes()).for_each(|me| world.turn(me, true));
         world.next_unit();
     }
-    assert!((0..nodes).all(|me| *world.machine(me).state() == State::Running));
+}
+
+/// A cluster from which a node is gone, just when it is started again.
+fn coming_back(lost: usize) -> World {
+    let mut world = after(World::open(3, &[]), 5);
+    world.inject(Fault::Kill(lost));
+    run(&mut world, SETTLE_UNITS);
+    assert_eq!((world.machine(0).epoch(), world.machine(0).members().len()), (2, 2));
+    world.inject(Fault::Restart(lost));
     world
 }
 
@@ -150,6 +178,66 @@ fn two_faults_at_any_two_moments() {
         }
         explorer.report("two faults");
     }
+}
+
+#[test]
+fn a_node_that_comes_back_is_taken_in() {
+    for lost in [1, 2] {
+        let world = after(coming_back(lost), JOIN_UNITS);
+        assert_eq!((world.machine(0).epoch(), world.machine(0).members().len()), (3, 3));
+    }
+}
+
+/// Also for two nodes at once.
+#[test]
+fn late_nodes_are_taken_in() {
+    for late in [&[1][..], &[2], &[1, 2]] {
+        let world = after(World::open(3, late), JOIN_UNITS);
+        assert_eq!(world.machine(0).epoch(), 1 + late.len() as u64);
+    }
+}
+
+/// Worlds in which a node is about to be taken in; in full, all of them.
+fn joining() -> Vec<World> {
+    let mut starts = vec![coming_back(1), World::open(3, &[1, 2])];
+    if full() {
+        starts.extend([coming_back(2), World::open(3, &[2])]);
+    }
+    starts
+}
+
+#[test]
+fn one_fault_while_a_node_is_taken_in_in_any_order_of_turns() {
+    for start in joining() {
+        let mut explorer = Explorer::with_joins(ANY_ORDER_UNITS, &start, 3, 3);
+        for order in (0..ORDERS.len()).filter(|order| full() || [0, 5].contains(order)) {
+            explorer.explore(start.clone(), order, 1);
+        }
+        explorer.report("one fault while a node is taken in, any order");
+    }
+}
+
+#[test]
+fn two_faults_while_nodes_are_taken_in() {
+    let (first, last) = if full() { (5, 8) } else { (4, 4) };
+    for (start, order) in joining().into_iter().zip([0, 5].into_iter().cycle()) {
+        let mut explorer = Explorer::with_joins(0, &start, first, last);
+        for order in (0..ORDERS.len()).filter(|it| full() || *it == order) {
+            explorer.explore(start.clone(), order, 2);
+        }
+        explorer.report("two faults while nodes are taken in");
+    }
+}
+
+/// A node is lost in some way, and comes back at any moment: before it is removed, or after it.
+#[test]
+fn a_node_comes_back_at_any_moment() {
+    let start = after(World::open(3, &[]), 5);
+    let mut explorer = Explorer::with_joins(0, &start, 1, 2 * TIMEOUT_UNITS + 3);
+    for order in (0..ORDERS.len()).filter(|order| full() || *order == 0) {
+        explorer.explore(start.clone(), order, 2);
+    }
+    explorer.report("a node comes back");
 }
 
 /// Two nodes have nobody to tell one about the other: only the clocks are left.
@@ -198,6 +286,38 @@ fn many_faults_at_random() {
         ended_early += u64::from((0..5).all(ended));
     }
     assert!(ended_early > 0 && ended_early < RUNS, "faults must be neither too many nor too few");
+}
+
+/// Nodes come and go all the time; when all works again, all run together.
+#[test]
+fn many_restarts_at_random() {
+    const RUNS: u64 = 400;
+    let mut joins = 0;
+    for seed in 0..RUNS {
+        println!("seed {seed}");
+        let mut random = Random(seed);
+        let mut world = World::open(5, [&[][..], &[3], &[1, 2, 3, 4]][random.below(3)]);
+        let mut faults = 10;
+        for _ in 0..60 {
+            random_unit(&mut world, &mut random, &mut faults);
+            // Who has ended is started again after a while.
+            let ended: Vec<_> = (0..5).filter(|&me| world.has_ended(me)).collect();
+            if !ended.is_empty() && random.below(8) == 0 {
+                world.inject(Fault::Restart(ended[random.below(ended.len())]));
+            }
+        }
+        // Who was cut off learns only then that it is out.
+        for _ in 0..3 {
+            world.mend();
+            (0..SETTLE_UNITS + 2 * JOIN_UNITS)
+                .for_each(|_| random_unit(&mut world, &mut random, &mut 0));
+        }
+        world.check_settled();
+        let members = world.machine(0).members();
+        assert_eq!(members.len(), 5, "not all are taken in: {world:#?}");
+        joins += world.machine(0).current().joined.len() as u64;
+    }
+    assert!(joins > RUNS, "{joins}");
 }
 
 /// One unit: every node ticks once and reads what there is, in any interleaving.

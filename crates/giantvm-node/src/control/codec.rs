@@ -1,5 +1,7 @@
 //! Reading and writing of message bodies: little-endian, no padding, every length checked.
 
+use std::collections::BTreeMap;
+
 use dsm_core::types::{NODES_MAX, NodeId};
 use thiserror::Error;
 
@@ -127,6 +129,24 @@ impl<'a> Reader<'a> {
         (0..count).map(|_| self.u64(field)).collect()
     }
 
+    /// Nodes in ascending order, each with an epoch, behind their count: at most one for each
+    /// possible node.
+    pub(crate) fn u16_of_nodes(
+        &mut self,
+        field: &'static str,
+    ) -> Result<BTreeMap<NodeId, u16>, DecodeError> {
+        let count = usize::from(self.u8(field)?);
+        let mut map = BTreeMap::new();
+        for _ in 0..count {
+            let (node, value) = (self.node(field)?, self.u16(field)?);
+            if map.last_key_value().is_some_and(|(&last, _)| last >= node) {
+                return Err(DecodeError::Invalid { field, value: node.index() as u64 });
+            }
+            map.insert(node, value);
+        }
+        Ok(map)
+    }
+
     /// Checks that nothing is left.
     pub(crate) fn end(self) -> Result<(), DecodeError> {
         if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::Trailing(self.rest.len())) }
@@ -193,6 +213,14 @@ impl Writer {
         let values = values.get(..NODES_MAX).unwrap_or(values);
         self.u8(values.len() as u8);
         values.iter().for_each(|&value| self.u64(value));
+    }
+
+    pub(crate) fn u16_of_nodes(&mut self, values: &BTreeMap<NodeId, u16>) {
+        self.u8(values.len() as u8); // no more than there are nodes
+        for (&node, &value) in values {
+            self.node(node);
+            self.u16(value);
+        }
     }
 
     pub(crate) fn into_bytes(self) -> Vec<u8> {

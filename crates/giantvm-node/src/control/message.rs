@@ -2,6 +2,8 @@
 //!
 //! A body is one byte for the kind, then the fields in the order in which they are declared here.
 
+use std::collections::BTreeMap;
+
 use dsm_core::types::{NodeId, NodeSet, RegionId};
 
 use super::codec::{DecodeError, Reader, Writer, clip};
@@ -61,12 +63,18 @@ pub enum MemberMessage {
         /// Why, for people.
         reason: String,
     },
+    /// The sender can't have a connection with the receiver yet, and closes it. It may be made
+    /// again.
+    NotYet {
+        /// Why, for people.
+        reason: String,
+    },
 }
 
 /// The sender is alive, and so was the receiver not long ago.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Heartbeat {
-    /// The sender's epoch; 0 before the cluster started.
+    /// The sender's epoch; 0 while it is no member.
     pub epoch: u64,
     /// The sender's incarnation: a number that differs between two runs of one node.
     pub incarnation: u64,
@@ -82,10 +90,19 @@ pub struct Heartbeat {
 /// What a [`MemberMessage::MemberUpdate`] announces.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Change {
-    /// All nodes of the list are there; the cluster runs.
+    /// The receiver is a member from this epoch on: the cluster starts, or has taken it in.
     Started {
-        /// The incarnation of each node of the list.
+        /// The incarnation of each node of the list; 0 where it is no member.
         incarnations: Vec<u64>,
+        /// For members that were not there from the first epoch on: in which one they joined.
+        joined: BTreeMap<NodeId, u16>,
+    },
+    /// `node` is a member from this new epoch on.
+    Joined {
+        /// The node.
+        node: NodeId,
+        /// Its incarnation.
+        incarnation: u64,
     },
     /// `node` is lost: whatever depends on it ends. It stays a member, and the epoch stays, until
     /// it has certainly stopped.
@@ -190,6 +207,7 @@ mod kind {
     pub(super) const LEAVE_ACK: u8 = 5;
     pub(super) const GONE: u8 = 6;
     pub(super) const FATAL: u8 = 7;
+    pub(super) const NOT_YET: u8 = 8;
     pub(super) const REGION_CREATE: u8 = 16;
     pub(super) const REGION_CREATED: u8 = 17;
     pub(super) const REGION_REFUSED: u8 = 18;
@@ -207,6 +225,7 @@ mod change {
     pub(super) const LOST: u8 = 2;
     pub(super) const REMOVED: u8 = 3;
     pub(super) const LEFT: u8 = 4;
+    pub(super) const JOINED: u8 = 5;
 }
 
 impl ControlMessage {
@@ -287,6 +306,10 @@ impl MemberMessage {
                 to.u8(kind::FATAL);
                 write_reason(reason, to);
             }
+            Self::NotYet { reason } => {
+                to.u8(kind::NOT_YET);
+                write_reason(reason, to);
+            }
         }
     }
 
@@ -309,6 +332,7 @@ impl MemberMessage {
             kind::LEAVE_ACK => Self::LeaveAck { epoch: from.u64("epoch")? },
             kind::GONE => Self::Gone { reason: read_reason(from)? },
             kind::FATAL => Self::Fatal { reason: read_reason(from)? },
+            kind::NOT_YET => Self::NotYet { reason: read_reason(from)? },
             other => return Err(DecodeError::Invalid { field: "kind", value: other.into() }),
         })
     }
@@ -317,9 +341,15 @@ impl MemberMessage {
 impl Change {
     fn write(&self, to: &mut Writer) {
         match self {
-            Self::Started { incarnations } => {
+            Self::Started { incarnations, joined } => {
                 to.u8(change::STARTED);
                 to.u64_per_node(incarnations);
+                to.u16_of_nodes(joined);
+            }
+            Self::Joined { node, incarnation } => {
+                to.u8(change::JOINED);
+                to.node(*node);
+                to.u64(*incarnation);
             }
             Self::Lost { node, reason } => {
                 to.u8(change::LOST);
@@ -339,7 +369,13 @@ impl Change {
 
     fn read(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(match from.u8("change")? {
-            change::STARTED => Self::Started { incarnations: from.u64_per_node("incarnations")? },
+            change::STARTED => Self::Started {
+                incarnations: from.u64_per_node("incarnations")?,
+                joined: from.u16_of_nodes("joined")?,
+            },
+            change::JOINED => {
+                Self::Joined { node: from.node("node")?, incarnation: from.u64("incarnation")? }
+            }
             change::LOST => Self::Lost { node: from.node("node")?, reason: read_reason(from)? },
             change::REMOVED => Self::Removed { node: from.node("node")? },
             change::LEFT => Self::Left { node: from.node("node")? },

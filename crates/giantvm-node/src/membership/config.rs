@@ -3,17 +3,21 @@
 use dsm_core::types::{NODES_MAX, NodeId, NodeSet};
 use thiserror::Error;
 
+use super::machine::DECIDING;
 use crate::limits::{
     CLOCK_DRIFT_ONE_IN, HEARTBEAT_MS_DEFAULT, HEARTBEAT_MS_MIN, HEARTBEATS_PER_TIMEOUT_MIN,
     LEAVE_WAIT_MS_DEFAULT, MARGIN_MS_DEFAULT, NODE_NAME_BYTES_MAX, STOP_MS, TIMEOUT_MS_DEFAULT,
     TIMEOUT_MS_MAX,
 };
 
-/// The cluster's list and its times. List and times must be the same on every node.
+/// The cluster's list and its times. List and times must be the same on every node. Who is late
+/// counts at the deciding node only.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Config {
     /// The names of all nodes; the first one decides.
     pub names: Vec<String>,
+    /// Nodes of the list that the start does not wait for: they join when they come.
+    pub late: NodeSet,
     /// This node.
     pub me: NodeId,
     /// A number that no earlier process of this node had.
@@ -35,6 +39,7 @@ impl Config {
     pub fn new(names: Vec<String>, me: NodeId, incarnation: u64) -> Self {
         Self {
             names,
+            late: NodeSet::EMPTY,
             me,
             incarnation,
             heartbeat_ms: HEARTBEAT_MS_DEFAULT,
@@ -77,6 +82,9 @@ impl Config {
                 return Err(ConfigError::NameTwice { name: name.clone() });
             }
         }
+        if self.late.contains(DECIDING) || !self.late.within(nodes) {
+            return Err(ConfigError::Late { nodes });
+        }
         self.check_times()
     }
 
@@ -102,6 +110,11 @@ impl Config {
     /// All nodes of the list.
     pub(super) fn all(&self) -> NodeSet {
         NodeSet::first(self.names.len())
+    }
+
+    /// The nodes that the start waits for.
+    pub(super) fn first_members(&self) -> NodeSet {
+        self.all().minus(self.late)
     }
 
     /// The node's name, or its number if it is not in the list.
@@ -138,6 +151,12 @@ pub enum ConfigError {
     NameTwice {
         /// The name.
         name: String,
+    },
+    /// The first node is to come late, or a node that is not in the list.
+    #[error("late nodes must be in the list, at 1 to {}: the first node decides", nodes.saturating_sub(1))]
+    Late {
+        /// The length of the list.
+        nodes: usize,
     },
     /// A time is outside its bounds.
     #[error("{setting} is {value}; with the other times it must be {min} to {max}")]

@@ -1,35 +1,32 @@
-//! What only the deciding node does: start, declare lost, remove, let leave.
+//! What only the deciding node does: start, declare lost, remove, let leave. It also takes nodes in:
+//! see [`super::join`].
+
+use std::collections::BTreeMap;
 
 use dsm_core::types::{NodeId, NodeSet};
 
 use super::event::{Action, EndReason, State};
+use super::join::Start;
 use super::machine::Membership;
 use crate::control::{Change, MemberMessage, clip_reason};
 
 impl Membership {
     /// Starts the cluster as soon as everyone is connected with everyone.
     pub(super) fn decide_start(&mut self, now_ms: u64, out: &mut Vec<Action>) {
-        let all = self.config.all();
-        let ready = self.state == State::Joining && self.is_deciding() && self.peers.are_ready(all);
+        let members = self.config.first_members();
+        let joining = self.state == State::Joining && self.is_deciding();
+        let ready = joining && self.peers.are_ready(members);
         if !ready {
             return;
         }
         // The echo goes ahead of the start: it is the right to run.
         self.send_heartbeats(now_ms, out);
-        let incarnations = self.peers.incarnations(self.config.incarnation);
-        self.begin(1, now_ms, out);
-        self.announce(Change::Started { incarnations }, out);
-    }
-
-    /// Becomes a member of the first epoch.
-    pub(super) fn begin(&mut self, epoch: u64, now_ms: u64, out: &mut Vec<Action>) {
-        self.state = State::Running;
-        self.epoch = epoch;
-        self.members = self.config.all();
-        // At the deciding node each peer has just been heard, or was a little earlier: later is the
-        // safe side for its removal.
-        self.peers.hear_all(now_ms);
-        out.push(Action::BecameRunning { epoch });
+        let incarnations = self.peers.incarnations(members, self.config.incarnation);
+        let joined = BTreeMap::new();
+        let start = Start { epoch: 1, members, incarnations, joined };
+        self.begin(now_ms, &start, out);
+        let Start { incarnations, joined, .. } = start;
+        self.announce(self.members, Change::Started { incarnations, joined }, out);
     }
 
     pub(super) fn declare_silent_lost(&mut self, now_ms: u64, out: &mut Vec<Action>) {
@@ -60,7 +57,7 @@ impl Membership {
         self.removals_ms.insert(node, stopped_ms);
         let reason = clip_reason(reason);
         self.peers.refuse(node, &format!("declared lost: {reason}"), out);
-        self.announce(Change::Lost { node, reason: reason.clone() }, out);
+        self.announce(self.live(), Change::Lost { node, reason: reason.clone() }, out);
         out.push(Action::PeerLost { node, reason });
     }
 
@@ -84,7 +81,7 @@ impl Membership {
         {
             self.removals_ms.remove(&node);
             self.new_epoch(node, out);
-            self.announce(Change::Removed { node }, out);
+            self.announce(self.live(), Change::Removed { node }, out);
         }
     }
 
@@ -92,7 +89,7 @@ impl Membership {
     pub(super) fn let_leave(&mut self, node: NodeId, out: &mut Vec<Action>) {
         out.push(Action::PeerLeft { node });
         self.new_epoch(node, out);
-        self.announce(Change::Left { node }, out);
+        self.announce(self.live(), Change::Left { node }, out);
         let message = MemberMessage::LeaveAck { epoch: self.epoch };
         out.push(Action::Send { to: node, message });
     }
@@ -114,13 +111,16 @@ impl Membership {
     pub(super) fn new_epoch(&mut self, node: NodeId, out: &mut Vec<Action>) {
         self.epoch += 1;
         self.members.remove(node);
+        self.joined.remove(&node);
         self.lost.remove(node);
-        out.push(Action::NewEpoch { epoch: self.epoch, members: self.members });
+        self.peers.forget(node);
+        out.push(Action::NewEpoch(self.current()));
     }
 
-    fn announce(&self, change: Change, out: &mut Vec<Action>) {
+    /// Tells those of `nodes` that are connected.
+    pub(super) fn announce(&self, nodes: NodeSet, change: Change, out: &mut Vec<Action>) {
         for node in self.peers.others_connected().iter() {
-            if self.is_live(node) {
+            if nodes.contains(node) {
                 let message = MemberMessage::MemberUpdate {
                     epoch: self.epoch,
                     members: self.members,

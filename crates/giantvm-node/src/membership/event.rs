@@ -1,6 +1,6 @@
 //! What goes into a [`Membership`](super::Membership) and what comes out.
 
-use dsm_core::types::{NodeId, NodeSet};
+use dsm_core::types::{Epoch, NodeId};
 use thiserror::Error;
 
 use super::etcd::{Proposal, View};
@@ -86,11 +86,19 @@ pub enum Action {
         /// Why, for people.
         reason: String,
     },
-    /// The cluster runs, with all nodes of the list.
-    BecameRunning {
-        /// The first epoch.
-        epoch: u64,
+    /// Close the connection for now, and tell the node why ([`MemberMessage::NotYet`]): it may be
+    /// made again.
+    Postpone {
+        /// The node.
+        node: NodeId,
+        /// The incarnation of the connection to close.
+        incarnation: u64,
+        /// Why, for people.
+        reason: String,
     },
+    /// This node is a member: the cluster starts with the first epoch, or runs since before and has
+    /// taken it in. Then this is the epoch in which it joined, and it is among its newcomers.
+    BecameRunning(Epoch),
     /// A node is lost: end what depends on it. It may not know yet.
     PeerLost {
         /// The node.
@@ -103,13 +111,8 @@ pub enum Action {
         /// The node.
         node: NodeId,
     },
-    /// A lost node has certainly stopped, or a node left: from now on these are the members.
-    NewEpoch {
-        /// The epoch.
-        epoch: u64,
-        /// The members in it.
-        members: NodeSet,
-    },
+    /// A lost node has certainly stopped, or a node left or joined: from now on these are the members.
+    NewEpoch(Epoch),
     /// Ask etcd for a transaction, then say what it has: [`Said::Has`].
     Propose(Box<Proposal>),
     /// This node is no member any more and does nothing more in this cluster.
@@ -122,7 +125,7 @@ pub enum Action {
 /// Where a node stands.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum State {
-    /// Waits for the cluster to start.
+    /// Waits for the cluster to start, or to be taken in.
     Joining,
     /// A member.
     Running,

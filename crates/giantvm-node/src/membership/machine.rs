@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dsm_core::types::{NodeId, NodeSet};
+use dsm_core::types::{Epoch, NodeId, NodeSet};
 
 use super::config::{Config, ConfigError};
 use super::event::{Action, EndReason, Event, State};
 use super::peers::Peers;
+use crate::control::clip_reason;
 
 /// One node's view of the cluster; see [the module](super).
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -18,6 +19,10 @@ pub struct Membership {
     pub(super) epoch: u64,
     /// The members of `epoch`.
     pub(super) members: NodeSet,
+    /// When each member joined that was not there from the first epoch on.
+    pub(super) joined: BTreeMap<NodeId, u16>,
+    /// Why no node is taken in any more.
+    pub(super) closed: Option<String>,
     /// Members that are lost but not yet removed.
     pub(super) lost: NodeSet,
     /// When each lost member may be removed; at the deciding node only.
@@ -41,6 +46,8 @@ impl Membership {
             state: State::Joining,
             epoch: 0,
             members: NodeSet::EMPTY,
+            joined: BTreeMap::new(),
+            closed: None,
             lost: NodeSet::EMPTY,
             removals_ms: BTreeMap::new(),
             peers: Peers::new(&config),
@@ -67,34 +74,34 @@ impl Membership {
         self.members
     }
 
+    /// The epoch with what is known of it.
+    pub fn current(&self) -> Epoch {
+        Epoch {
+            number: u16::try_from(self.epoch).unwrap_or(u16::MAX), // it is checked to be no higher
+            members: self.members,
+            joined: self.joined.clone(),
+        }
+    }
+
+    /// From now on this node takes no other in, if it decides on that.
+    pub fn close(&mut self, reason: &str) {
+        self.closed.get_or_insert_with(|| clip_reason(reason));
+    }
+
     /// The members that can be talked to.
     pub fn live(&self) -> NodeSet {
         self.members.minus(self.lost)
     }
 
-    /// The nodes of the list without a connection to this one: whom it waits for while it joins.
+    /// The nodes of the list without a connection to this one; while it joins, only those that it
+    /// waits for.
     pub fn missing(&self) -> NodeSet {
-        self.peers.missing()
+        if self.state == State::Joining { self.awaited() } else { self.peers.missing() }
     }
 
     /// When the next [`Event::Tick`] is due at the latest, in milliseconds.
     pub fn next_tick_ms(&self) -> u64 {
         self.next_heartbeat_ms
-    }
-
-    /// Whom the start waits for and why, for people; empty if nobody.
-    pub fn waiting_for(&self) -> String {
-        let mut parts: Vec<_> = self.missing().iter().map(|node| self.config.name(node)).collect();
-        for (node, peer) in self.peers.iter() {
-            let missing = self.config.all().bits() & !peer.connected.bits();
-            if peer.incarnation.is_some() && missing != 0 {
-                let names: Vec<_> =
-                    NodeSet::from_bits(missing).iter().map(|n| self.config.name(n)).collect();
-                let name = self.config.name(node);
-                parts.push(format!("{name}'s connection to {}", names.join(" and ")));
-            }
-        }
-        parts.join(", ")
     }
 
     /// Takes in one event that happened at `now_ms`. Looks at the clock before the event.
@@ -109,6 +116,7 @@ impl Membership {
         if !self.has_ended() {
             self.decide_start(now_ms, &mut out);
             self.decide_removals(now_ms, &mut out);
+            self.decide_joins(now_ms, &mut out);
             self.decide_own_leave(now_ms, &mut out);
         }
         if !self.has_ended() && now_ms >= self.next_heartbeat_ms {
@@ -165,9 +173,7 @@ impl Membership {
 
     pub(super) fn send_heartbeats(&self, now_ms: u64, out: &mut Vec<Action>) {
         for node in self.peers.others_connected().iter() {
-            if self.epoch == 0 || self.is_live(node) {
-                self.send_heartbeat(now_ms, node, out);
-            }
+            self.send_heartbeat(now_ms, node, out);
         }
     }
 
@@ -181,6 +187,11 @@ impl Membership {
 
     pub(super) fn is_deciding(&self) -> bool {
         self.config.me == DECIDING
+    }
+
+    /// Whether `epoch` follows this one.
+    pub(super) fn is_next(&self, epoch: u64) -> bool {
+        Some(epoch) == self.epoch.checked_add(1) && epoch <= u16::MAX.into()
     }
 
     /// Whether `node` is a member that isn't lost.

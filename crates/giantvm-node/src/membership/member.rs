@@ -3,6 +3,7 @@
 use dsm_core::types::{NodeId, NodeSet};
 
 use super::event::{Action, EndReason, Event, State};
+use super::join::Start;
 use super::machine::{DECIDING, Membership};
 use crate::control::{Change, Heartbeat, MemberMessage, clip_reason};
 
@@ -38,24 +39,32 @@ impl Membership {
     }
 
     fn on_connected(&mut self, now_ms: u64, node: NodeId, incarnation: u64, out: &mut Vec<Action>) {
-        let refusal = match &self.state {
-            _ if node == self.config.me || node.index() >= self.peers.len() => {
-                Some("it is not another node of this cluster's list; compare the lists".to_owned())
-            }
-            State::Joining => None,
-            State::Running | State::Leaving { .. } => Some(format!(
-                "the cluster runs since before (epoch {}) and takes no node in; end all nodes, \
-                 then start them again",
-                self.epoch
-            )),
-            State::Ended { reason } => {
-                Some(format!("node `{}` has ended: {reason}", self.config.name(self.config.me)))
-            }
-        };
-        if let Some(reason) = refusal {
-            out.push(Action::Refuse { node, incarnation, reason: clip_reason(&reason) });
-            return;
+        if node == self.config.me || node.index() >= self.peers.len() {
+            let reason = "it is not another node of this cluster's list; compare the lists".into();
+            return out.push(Action::Refuse { node, incarnation, reason });
         }
+        match &self.state {
+            State::Ended { reason } => {
+                // Not the other's fault: it may wait for another process of this node.
+                let me = self.config.name(self.config.me);
+                let reason = clip_reason(&format!("node `{me}` has ended: {reason}"));
+                out.push(Action::Postpone { node, incarnation, reason });
+            }
+            _ if self.members.contains(node) => {
+                self.on_member_connected(now_ms, node, incarnation, out);
+            }
+            _ => self.accept(now_ms, node, incarnation, out),
+        }
+    }
+
+    /// Talks to a node from now on: a member, or one that may become a member.
+    pub(super) fn accept(
+        &mut self,
+        now_ms: u64,
+        node: NodeId,
+        incarnation: u64,
+        out: &mut Vec<Action>,
+    ) {
         self.peers.connect(now_ms, node, incarnation);
         // Everyone waits for this news.
         self.send_heartbeats(now_ms, out);
@@ -74,7 +83,7 @@ impl Membership {
         }
         peer.incarnation = None;
         if self.epoch == 0 || !self.is_live(node) {
-            return; // joining: it may come again; otherwise it left, or is lost already
+            return; // one of the two joins: it may come again; otherwise it is lost already
         }
         if self.is_deciding() {
             self.lose(node, &format!("its connection to the deciding node broke: {why}"), out);
@@ -88,7 +97,7 @@ impl Membership {
 
     /// Reports a live member to the deciding node, once. A connection that breaks is no news to
     /// act on before the deciding node has spoken: the node may just have left.
-    fn suspect(&mut self, node: NodeId, why: &str, out: &mut Vec<Action>) {
+    pub(super) fn suspect(&mut self, node: NodeId, why: &str, out: &mut Vec<Action>) {
         let Some(peer) = self.peers.get_mut(node) else { return };
         if !std::mem::replace(&mut peer.suspected, true) {
             let reason = clip_reason(why);
@@ -143,12 +152,22 @@ impl Membership {
             MemberMessage::Leave if self.is_deciding() => {
                 if self.is_live(from) {
                     self.let_leave(from, out);
-                } else if let Some(peer) = self.peers.get_mut(from) {
-                    peer.connected = NodeSet::EMPTY; // joining: don't start with it
+                } else {
+                    self.peers.disregard(from);
                 }
             }
             MemberMessage::Gone { reason } => self.on_gone(now_ms, from, name, &reason, out),
-            MemberMessage::Fatal { reason } => self.end(EndReason::Refused { name, reason }, out),
+            MemberMessage::Fatal { reason } => {
+                // Who is no member has no say in who is.
+                if self.epoch == 0 || self.members.contains(from) {
+                    self.end(EndReason::Refused { name, reason }, out);
+                }
+            }
+            MemberMessage::NotYet { reason } => {
+                if let Some(peer) = self.peers.get_mut(from) {
+                    peer.not_yet = Some(reason); // its connection ends next
+                }
+            }
             MemberMessage::MemberUpdate { .. }
             | MemberMessage::LeaveAck { .. }
             | MemberMessage::Suspect { .. }
@@ -166,20 +185,24 @@ impl Membership {
     /// Epochs of other members may differ for a moment, as updates reach each in its own time. The
     /// deciding node's own is always the newest, and its updates go ahead of its heartbeats.
     fn on_heartbeat(&mut self, now_ms: u64, from: NodeId, beat: &Heartbeat, out: &mut Vec<Action>) {
-        if self.epoch > 0 && !self.is_live(from) {
-            return; // sent before it left or was refused
-        }
+        let is_member = self.members.contains(from);
         let Some(peer) = self.peers.get_mut(from) else { return };
         if peer.incarnation != Some(beat.incarnation) {
             return self.drop_peer(from, "its heartbeat has another incarnation", out);
         }
-        if self.config.me == DECIDING && beat.epoch > self.epoch {
-            let reason = format!("its epoch {} is ahead of the deciding node's", beat.epoch);
+        let newest = if is_member { self.epoch } else { 0 };
+        if self.config.me == DECIDING && beat.epoch > newest {
+            let reason = format!("its epoch {} is not of this run of the cluster", beat.epoch);
             return self.drop_peer(from, &reason, out);
         }
-        if from == DECIDING && beat.epoch != self.epoch {
+        if from == DECIDING && self.epoch > 0 && beat.epoch != self.epoch {
             let what = format!("its epoch is {}, here it is {}", beat.epoch, self.epoch);
             return self.lose_step(what, out);
+        }
+        if self.config.me == DECIDING && is_member && beat.epoch == 0 {
+            // It doesn't know yet that it is a member. If it never learns that, it counts as silent;
+            // so it is not told that it was heard either.
+            return;
         }
         peer.hear(now_ms, beat);
         // A time that this node's clock has not reached is no time that it sent.
@@ -196,8 +219,8 @@ impl Membership {
         reason: &str,
         out: &mut Vec<Action>,
     ) {
-        if self.epoch == 0 {
-            // It may be started again: its connection ends next.
+        if self.epoch == 0 || !self.members.contains(from) {
+            self.peers.disregard(from); // it may be started again: its connection ends next
         } else if from == DECIDING {
             let why = clip_reason(reason);
             self.end(EndReason::DecidingNodeEnded { name, why }, out);
@@ -217,8 +240,8 @@ impl Membership {
         out: &mut Vec<Action>,
     ) {
         match change {
-            Change::Started { incarnations } => {
-                self.on_started(now_ms, epoch, members, &incarnations, out);
+            Change::Started { incarnations, joined } => {
+                self.on_started(now_ms, &Start { epoch, members, incarnations, joined }, out);
             }
             _ if self.epoch == 0 => {
                 self.lose_step(format!("a change at epoch {epoch} before the start"), out);
@@ -234,6 +257,9 @@ impl Membership {
                     out.push(Action::PeerLost { node, reason });
                 }
             }
+            Change::Joined { node, incarnation } => {
+                self.on_joined(now_ms, epoch, members, (node, incarnation), out);
+            }
             Change::Removed { node } => self.on_new_epoch(epoch, members, node, out),
             Change::Left { node } => {
                 out.push(Action::PeerLeft { node });
@@ -242,36 +268,8 @@ impl Membership {
         }
     }
 
-    fn on_started(
-        &mut self,
-        now_ms: u64,
-        epoch: u64,
-        members: NodeSet,
-        incarnations: &[u64],
-        out: &mut Vec<Action>,
-    ) {
-        let mine = incarnations.get(self.config.me.index()) == Some(&self.config.incarnation);
-        let fits = self.epoch == 0 && epoch > 0 && members == self.config.all() && mine;
-        if !fits || incarnations.len() != self.peers.len() {
-            return self.lose_step(format!("a start at epoch {epoch} that doesn't fit"), out);
-        }
-        if let Some(reason) = self.right_to_run_over(now_ms) {
-            return self.end(reason, out); // the start came late: the deciding node gave up on us
-        }
-        self.begin(epoch, now_ms, out);
-        let changed: Vec<_> = self
-            .peers
-            .iter()
-            .filter(|(node, peer)| peer.incarnation != incarnations.get(node.index()).copied())
-            .map(|(node, _)| node)
-            .collect();
-        for node in changed {
-            self.suspect(node, "it went away while the cluster started", out);
-        }
-    }
-
     fn on_new_epoch(&mut self, epoch: u64, members: NodeSet, node: NodeId, out: &mut Vec<Action>) {
-        let fits = Some(epoch) == self.epoch.checked_add(1)
+        let fits = self.is_next(epoch)
             && self.members.contains(node)
             && node != self.config.me
             && members == self.members.without(node);
@@ -294,7 +292,7 @@ impl Membership {
         }
     }
 
-    fn lose_step(&mut self, what: String, out: &mut Vec<Action>) {
+    pub(super) fn lose_step(&mut self, what: String, out: &mut Vec<Action>) {
         let name = self.config.name(DECIDING);
         self.end(EndReason::LostStep { name, what }, out);
     }

@@ -1,16 +1,18 @@
 //! Who belongs to the cluster: joining, heartbeats, epochs, leaving, and the loss of a node.
 //!
-//! [`Membership`] runs on every node. The list of nodes is fixed; the first one is the **deciding
-//! node**, and nobody else ever decides that a node is lost. An [`Event`] and the time go in,
+//! [`Membership`] runs on every node. The list of nodes is fixed, but not who of it is a member. The
+//! first one is the **deciding node**: always a member, and nobody else ever decides that a node is
+//! lost or taken in. An [`Event`] and the time go in,
 //! [`Action`]s come out. Where etcd decides instead, [`etcd`] has the machine; both are a
 //! [`Machine`] to the driver.
 //!
 //! # The way of a node
 //!
-//! *Joining* until every node of the list is connected with every other. The deciding node learns
-//! that from heartbeats and announces epoch 1; then all are *Running*. A node that wants to go is
-//! *Leaving* until the deciding node has struck it off. *Ended* is final: a new process with a
-//! new incarnation is needed, and a running cluster does not take it in.
+//! *Joining* until every node that the start waits for (all but [`Config::late`]) is connected with
+//! every other. The deciding node learns that from heartbeats and announces epoch 1; then these are
+//! *Running*. Any other node goes on *Joining* until it is taken in. A node that wants to go is
+//! *Leaving* until the deciding node has struck it off. *Ended* is final: a new process with a new
+//! incarnation is needed, which joins.
 //!
 //! # Losing a node takes two steps
 //!
@@ -47,23 +49,62 @@
 //! this cannot do is to hold back the other threads of a process that was just resumed, until
 //! the thread that steps the membership has run.
 //!
+//! # Taking a node in
+//!
+//! Members accept connections of nodes that are no members and exchange heartbeats with them; nothing
+//! else follows from such a connection. The deciding node takes one in, with a new epoch, when
+//!
+//! - no process is a member with its number: an earlier one has left, or was removed. So it has
+//!   certainly stopped, and two processes never run as one node;
+//! - no member is lost and not yet removed. So all members of the new epoch are live: the newcomer can
+//!   meet all of them, and there is no loss half done that it would have to be told of;
+//! - the latest heartbeat of every member is from the current epoch and names the newcomer as connected,
+//!   and the newcomer's names every member. As messages of a connection come in order, a member has then
+//!   said all that it ever says against an earlier process with that number: it can't hit the newcomer.
+//!
+//! Then the deciding node sends a heartbeat to the newcomer, and after it [`Change::Started`] with all
+//! that there is to know of the epoch; each other member is told [`Change::Joined`].
+//!
+//! The right to run holds as for the others. The newcomer does not run unless it has an echo that is
+//! fresh when the start arrives. What the deciding node heard from it counts from its connection on,
+//! which is that of this incarnation, or from when it was taken in, whichever is later. As long as its
+//! heartbeats say that it doesn't know that it is a member, they count for nothing on either side: one
+//! that never learns it is lost for its silence, and its right to run is not prolonged.
+//!
+//! Members learn of the newcomer at different times, and its connections may break and be made
+//! again meanwhile. It may talk to a member as a member before that one knows: it has to be
+//! heard. A member that has no connection with it when it is told waits for one, which may be on its way,
+//! as long as for anyone who is silent. The newcomer waits twice as long, so that the one of the two who
+//! has been there for longer stays. Once they have met as members, a connection that breaks is a loss. A
+//! connection with another process of a member is put off ([`Action::Postpone`]) until that member is
+//! removed: it may be an old one or a newer one, and neither must end for it.
+//!
 //! # What the driver owes
 //!
 //! - Time in milliseconds that never goes back and goes on while the process is stopped or the
 //!   machine suspended (`CLOCK_BOOTTIME`). A step at least once every [`Config::heartbeat_ms`].
 //! - Before [`Event::Connected`]: a handshake that checked protocol version and cluster. Messages
 //!   of one connection in order, then its end. One connection to a node at a time: the end of the
-//!   old one is told before the new one.
+//!   old one is told before the new one. A second process must not end the connection of a member that
+//!   runs: while there is one, the handshake refuses another incarnation.
 //! - [`Action::Refuse`] sends [`MemberMessage::Fatal`] and closes the connection that had the stated
-//!   incarnation and caused it; its end is not told as an event.
+//!   incarnation and caused it; its end is not told as an event. [`Action::Postpone`] does the same
+//!   with [`MemberMessage::NotYet`].
+//! - Whoever has no connection with a node that joins, or joins itself, goes on trying to make one.
+//! - What it sends because of [`Action::NewEpoch`] goes behind the messages of the same step: then a
+//!   newcomer knows that it is one.
 //! - After [`Action::Ended`], what is queued is sent as far as it goes, and all connections close.
 //!
+//! [`Change::Started`]: crate::control::Change::Started
+//! [`Change::Joined`]: crate::control::Change::Joined
 //! [`MemberMessage::Fatal`]: crate::control::MemberMessage::Fatal
+//! [`MemberMessage::NotYet`]: crate::control::MemberMessage::NotYet
 
 mod config;
 mod decide;
 pub mod etcd;
 mod event;
+mod join;
 mod machine;
 mod member;
 mod peers;
@@ -84,6 +125,10 @@ pub trait Machine: Send {
 
     /// When the next [`Event::Tick`] is due at the latest, in milliseconds.
     fn next_tick_ms(&self) -> u64;
+
+    /// From now on this node takes no other into a cluster that runs, and refuses those that come
+    /// with `reason`. Only the first reason counts, and only where it is this node that decides.
+    fn close(&mut self, reason: &str);
 }
 
 /// Where a [`Machine`] stands.
@@ -97,7 +142,8 @@ pub struct Verdict<'a> {
     pub members: NodeSet,
     /// The members that can be talked to.
     pub live: NodeSet,
-    /// The nodes of the list without a connection to this one.
+    /// The nodes of the list without a connection to this one. While it joins, only those that it
+    /// waits for; afterwards also those that are gone, or have not come yet.
     pub missing: NodeSet,
 }
 
@@ -118,5 +164,9 @@ impl Machine for Membership {
 
     fn next_tick_ms(&self) -> u64 {
         Self::next_tick_ms(self)
+    }
+
+    fn close(&mut self, reason: &str) {
+        Self::close(self, reason);
     }
 }

@@ -11,13 +11,20 @@ use crate::control::{Heartbeat, MemberMessage, clip_reason};
 pub(super) struct Peer {
     /// The incarnation of the connection, if there is one.
     pub(super) incarnation: Option<u64>,
+    /// The incarnation of the member with this number, if there is one; not where etcd decides. A
+    /// live member has no connection but with this one.
+    pub(super) member: Option<u64>,
     pub(super) heard_ms: u64,
     /// The latest time of the peer's clock that came with a heartbeat.
     pub(super) sent_ms: Option<u64>,
+    /// Its epoch at that time; 0 before it is a member.
+    pub(super) epoch: u64,
     /// With whom the peer was connected at that time.
     pub(super) connected: NodeSet,
     /// This node has reported it to the deciding node.
     pub(super) suspected: bool,
+    /// Why it closed the last connection, for people, if it may be made again.
+    pub(super) not_yet: Option<String>,
 }
 
 impl Peer {
@@ -25,7 +32,9 @@ impl Peer {
     pub(super) fn hear(&mut self, now_ms: u64, beat: &Heartbeat) {
         self.heard_ms = now_ms;
         self.sent_ms = self.sent_ms.max(Some(beat.sent_ms));
+        self.epoch = beat.epoch;
         self.connected = beat.connected;
+        self.not_yet = None;
     }
 }
 
@@ -63,9 +72,18 @@ impl Peers {
             .filter(|(node, _)| *node != self.me)
     }
 
-    /// Of all nodes; `own` is that of this one.
-    pub(super) fn incarnations(&self, own: u64) -> Vec<u64> {
-        self.all.iter().map(|peer| peer.incarnation.unwrap_or(own)).collect()
+    /// Of all connections with `members`, 0 for other nodes; `own` is that of this one.
+    pub(super) fn incarnations(&self, members: NodeSet, own: u64) -> Vec<u64> {
+        let mut incarnations = vec![0; self.all.len()];
+        for (node, incarnation) in NodeSet::first(self.all.len()).iter().zip(&mut incarnations) {
+            let connection = self.get(node).and_then(|peer| peer.incarnation);
+            *incarnation = match connection {
+                _ if node == self.me => own,
+                Some(theirs) if members.contains(node) => theirs,
+                _ => 0,
+            };
+        }
+        incarnations
     }
 
     /// The nodes with a connection to this one.
@@ -83,9 +101,11 @@ impl Peers {
         self.iter().filter(|(_, peer)| peer.incarnation.is_none()).map(|(node, _)| node).collect()
     }
 
-    /// Whether everyone of `all` is connected with everyone.
-    pub(super) fn are_ready(&self, all: NodeSet) -> bool {
-        self.iter().all(|(_, peer)| peer.incarnation.is_some() && peer.connected == all)
+    /// Whether all of `nodes` are connected with each other.
+    pub(super) fn are_ready(&self, nodes: NodeSet) -> bool {
+        let is_ready =
+            |peer: &Peer| peer.incarnation.is_some() && nodes.minus(peer.connected).is_empty();
+        self.iter().filter(|(node, _)| nodes.contains(*node)).all(|(_, peer)| is_ready(peer))
     }
 
     /// Those of `nodes` that this node has not heard for `silence_ms`.
@@ -100,7 +120,57 @@ impl Peers {
     /// A connection was made.
     pub(super) fn connect(&mut self, now_ms: u64, node: NodeId, incarnation: u64) {
         if let Some(peer) = self.get_mut(node) {
-            *peer = Peer { incarnation: Some(incarnation), heard_ms: now_ms, ..Peer::default() };
+            *peer = Peer {
+                incarnation: Some(incarnation),
+                member: peer.member,
+                heard_ms: now_ms,
+                not_yet: peer.not_yet.take(),
+                ..Peer::default()
+            };
+        }
+    }
+
+    /// `node` is no member any more: nothing of what was known of it holds for one that comes after
+    /// it, and its connection, if it still stands, is of no use.
+    pub(super) fn forget(&mut self, node: NodeId) {
+        if let Some(peer) = self.get_mut(node) {
+            *peer = Peer::default();
+        }
+    }
+
+    /// `node` says that it goes: nothing starts with it.
+    pub(super) fn disregard(&mut self, node: NodeId) {
+        if let Some(peer) = self.get_mut(node) {
+            peer.connected = NodeSet::EMPTY;
+        }
+    }
+
+    /// The process `incarnation` is a member from now on. Silence counts from `heard_ms`.
+    pub(super) fn admit(&mut self, node: NodeId, incarnation: u64, heard_ms: u64) {
+        if let Some(peer) = self.get_mut(node) {
+            peer.member = Some(incarnation);
+            peer.heard_ms = heard_ms;
+        }
+    }
+
+    /// Closes the connection to `node` if it is not with the process `incarnation`; says whether
+    /// there is one with that.
+    pub(super) fn keep_only(
+        &mut self,
+        node: NodeId,
+        incarnation: u64,
+        reason: &str,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let Some(peer) = self.get_mut(node) else { return false };
+        match peer.incarnation {
+            Some(other) if other != incarnation => {
+                peer.incarnation = None;
+                let reason = clip_reason(reason);
+                out.push(Action::Postpone { node, incarnation: other, reason });
+                false
+            }
+            connection => connection.is_some(),
         }
     }
 

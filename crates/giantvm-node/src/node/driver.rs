@@ -298,24 +298,31 @@ impl Driver {
         match action {
             Action::Send { to, message } => self.links.send(to, &ControlMessage::Member(message)),
             Action::Refuse { node, incarnation, reason } => {
-                let matches = |link: &Link| link.incarnation == incarnation;
-                if self.links.by_peer.get(&node).is_some_and(matches) {
-                    let fatal = MemberMessage::Fatal { reason };
-                    self.links.send(node, &ControlMessage::Member(fatal));
-                    self.links.flush();
-                    self.forget(node);
-                }
+                self.close_link(node, incarnation, MemberMessage::Fatal { reason });
             }
-            Action::BecameRunning { epoch } => {
-                log::info!("the cluster runs, epoch {epoch}");
+            Action::Postpone { node, incarnation, reason } => {
+                self.close_link(node, incarnation, MemberMessage::NotYet { reason });
+            }
+            Action::BecameRunning(epoch) => {
+                log::info!("the cluster runs, epoch {}", epoch.number);
                 self.started = true;
                 let _ = self.setup.started.try_send(Ok(()));
             }
             Action::PeerLost { node, reason } => self.peer_lost(node, reason),
             Action::PeerLeft { node } => self.peer_left(node),
-            Action::NewEpoch { epoch, members } => self.new_epoch(epoch, members),
+            Action::NewEpoch(epoch) => self.new_epoch(epoch.number.into(), epoch.members),
             Action::Propose(proposal) => self.order(Order::Propose(proposal)),
             Action::Ended { reason } => self.end(reason),
+        }
+    }
+
+    /// Closes the connection with a process of `node`, after a last message.
+    fn close_link(&mut self, node: NodeId, incarnation: u64, last: MemberMessage) {
+        let matches = |link: &Link| link.incarnation == incarnation;
+        if self.links.by_peer.get(&node).is_some_and(matches) {
+            self.links.send(node, &ControlMessage::Member(last));
+            self.links.flush();
+            self.forget(node);
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use dsm_core::types::{NodeId, NodeSet};
+use dsm_core::types::{Epoch, NodeId, NodeSet};
 use giantvm_node::control::MemberMessage;
 use giantvm_node::membership::etcd::{
     Announcement, EtcdMembership, Lease, Listed, Present, Proposal, Record, Settings, Standing,
@@ -406,7 +406,7 @@ impl World {
                 assert!(lost.iter().all(|(known, _)| *known != node), "lost twice: {self:#?}");
                 lost.push((node, reason));
             }
-            Action::NewEpoch { members, .. } => {
+            Action::NewEpoch(Epoch { members, .. }) => {
                 let out = (0..self.nodes()).map(node).filter(|it| !members.contains(*it));
                 self.excluded = self.excluded.iter().chain(out).collect();
             }
@@ -414,7 +414,8 @@ impl World {
                 self.processes[me].resigns = true;
                 self.close(me);
             }
-            Action::BecameRunning { .. } | Action::PeerLeft { .. } => {}
+            Action::Postpone { .. } => panic!("nobody is put off here: {self:#?}"),
+            Action::BecameRunning(_) | Action::PeerLeft { .. } => {}
         }
     }
 

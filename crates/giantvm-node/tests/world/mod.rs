@@ -3,13 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use giantvm_node::control::{ControlMessage, MemberMessage};
 use giantvm_node::limits::STOP_MS;
 use giantvm_node::membership::{Action, Config, EndReason, Event, Membership, State};
 
-use dsm_core::types::{NodeId, NodeSet};
+use dsm_core::types::{Epoch, NodeId, NodeSet};
 
 /// One unit of the world's time: the interval between heartbeats.
 pub(crate) const UNIT_MS: u64 = 100;
@@ -42,18 +42,24 @@ struct Process {
     /// Open connections by peer.
     open: Vec<Option<Connection>>,
     lost_seen: NodeSet,
+    /// The run of the cluster that it is a member of, by the deciding node's incarnation.
+    run: u64,
+    /// The epoch in which it joined.
+    joined: u16,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct World {
     pub(crate) now_ms: u64,
     margin_ms: u64,
+    join_timeout_ms: Option<u64>,
+    late: NodeSet,
     processes: Vec<Process>,
     /// `links[from][to]`.
     links: Vec<Vec<VecDeque<(Connection, Body)>>>,
     blocked: Vec<Vec<bool>>,
-    /// Whether somebody went on without this node.
-    excluded: Vec<bool>,
+    /// The last epoch in which somebody went on without this node, by run of the cluster.
+    excluded: Vec<BTreeMap<u64, u16>>,
     /// Which nodes had their turn in this unit.
     pub(crate) turned: u64,
 }
@@ -80,13 +86,24 @@ pub(crate) enum Fault {
 impl World {
     /// A world whose nodes have just begun to connect.
     pub(crate) fn new(nodes: usize) -> Self {
+        Self::with(nodes, &[], Some(6))
+    }
+
+    /// The same, where nobody waits for `late` ones, and those that wait do so for ever.
+    pub(crate) fn open(nodes: usize, late: &[usize]) -> Self {
+        Self::with(nodes, late, None)
+    }
+
+    fn with(nodes: usize, late: &[usize], join_timeout_units: Option<u64>) -> Self {
         let mut world = Self {
             now_ms: 1_000,
             margin_ms: 2 * UNIT_MS + 1 + STOP_MS,
+            join_timeout_ms: join_timeout_units.map(|units| units * UNIT_MS),
+            late: late.iter().map(|&me| node(me)).collect(),
             processes: Vec::new(),
             links: vec![vec![VecDeque::new(); nodes]; nodes],
             blocked: vec![vec![false; nodes]; nodes],
-            excluded: vec![false; nodes],
+            excluded: vec![BTreeMap::new(); nodes],
             turned: 0,
         };
         for me in 0..nodes {
@@ -107,7 +124,8 @@ impl World {
         config.heartbeat_ms = UNIT_MS;
         config.timeout_ms = TIMEOUT_UNITS * UNIT_MS;
         config.margin_ms = self.margin_ms;
-        config.join_timeout_ms = Some(6 * UNIT_MS);
+        config.join_timeout_ms = self.join_timeout_ms;
+        config.late = self.late;
         config.leave_wait_ms = 5 * UNIT_MS;
         Process {
             machine: Membership::new(config, self.now_ms).unwrap(),
@@ -118,6 +136,8 @@ impl World {
             late: false,
             open: vec![None; nodes],
             lost_seen: NodeSet::EMPTY,
+            run: 0,
+            joined: 0,
         }
     }
 
@@ -144,7 +164,7 @@ impl World {
     pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
         for (me, process) in self.processes.iter().enumerate() {
-            if !process.alive {
+            if !process.alive || self.has_ended(me) {
                 faults.push(Fault::Restart(me));
                 continue;
             }
@@ -184,6 +204,12 @@ impl World {
                         self.links[me][peer].retain(|(_, body)| *body == Body::Up);
                     }
                     self.close(me, peer);
+                    // What it has not taken in yet ends, too.
+                    let unread = &self.links[peer][me];
+                    if let Some(up) = unread.iter().find(|(_, body)| *body == Body::Up) {
+                        let end = (up.0, Body::End);
+                        self.links[me][peer].push_back(end);
+                    }
                 }
                 self.processes[me].alive = false;
                 self.processes[me].stopped = false;
@@ -207,9 +233,8 @@ impl World {
             Fault::Restart(me) => {
                 let incarnation = self.processes[me].incarnation + 1;
                 self.processes[me] = self.process(me, incarnation, self.nodes());
-                self.excluded[me] = false;
                 for peer in (0..self.nodes()).filter(|peer| *peer != me) {
-                    if self.processes[peer].alive {
+                    if self.processes[peer].alive && !self.has_ended(peer) {
                         self.connect(me, peer);
                     }
                 }
@@ -237,7 +262,11 @@ impl World {
             return; // for an earlier process of this node
         }
         if body == Body::Up {
-            self.processes[me].open[from] = Some(connection);
+            if let Some(old) = self.processes[me].open[from].replace(connection) {
+                let incarnation = if from < me { old.0 } else { old.1 };
+                let why = "it was started again".to_owned();
+                self.step(me, Event::Disconnected { node: node(from), incarnation, why });
+            }
             return self.step(me, Event::Connected { node: node(from), incarnation });
         }
         if self.processes[me].open[from] != Some(connection) {
@@ -285,6 +314,44 @@ impl World {
     pub(crate) fn next_unit(&mut self) {
         self.turned = 0;
         self.now_ms += UNIT_MS;
+        self.dial();
+    }
+
+    /// Whoever joins is connected with everyone, again and again.
+    fn dial(&mut self) {
+        let joins = |world: &Self, me: usize| *world.machine(me).state() == State::Joining;
+        for a in 0..self.nodes() {
+            for b in 0..a {
+                let wanted = joins(self, a) || joins(self, b);
+                let there =
+                    [a, b].iter().all(|&me| self.processes[me].alive && !self.has_ended(me));
+                let quiet = [(a, b), (b, a)].iter().all(|&(from, to)| {
+                    self.links[from][to].is_empty()
+                        && !self.blocked[from][to]
+                        && self.processes[from].open[to].is_none()
+                });
+                if wanted && there && quiet {
+                    self.connect(a, b);
+                }
+            }
+        }
+    }
+
+    /// All links work again, nobody is stopped, and who has ended is started again.
+    pub(crate) fn mend(&mut self) {
+        for a in 0..self.nodes() {
+            for b in 0..a {
+                self.inject(Fault::Heal(a, b));
+            }
+            if !self.processes[a].alive || self.has_ended(a) {
+                self.inject(Fault::Restart(a));
+            }
+            self.inject(Fault::Resume(a));
+        }
+    }
+
+    pub(crate) fn has_ended(&self, me: usize) -> bool {
+        matches!(self.machine(me).state(), State::Ended { .. })
     }
 
     fn close(&mut self, me: usize, peer: usize) {
@@ -305,6 +372,7 @@ impl World {
         if let State::Ended { reason: EndReason::LostStep { .. } } = after.state() {
             panic!("an honest cluster lost step: {self:#?}");
         }
+        self.check_no_quarrel(me, before.state());
         self.check_safety();
     }
 
@@ -321,28 +389,67 @@ impl World {
                 }
             }
             Action::Refuse { node, incarnation, reason } => {
-                let peer = node.index();
-                let own = self.processes[me].incarnation;
-                let connection = if me < peer { (own, incarnation) } else { (incarnation, own) };
-                let fatal = Body::Message(MemberMessage::Fatal { reason });
-                self.links[me][peer].push_back((connection, fatal));
-                self.links[me][peer].push_back((connection, Body::End));
-                if self.processes[me].open[peer] == Some(connection) {
-                    self.processes[me].open[peer] = None;
-                }
+                assert!(reason.contains("declared lost"), "nonsense, {reason}: {self:#?}");
+                self.hang_up(me, node, incarnation, MemberMessage::Fatal { reason });
+            }
+            Action::Postpone { node, incarnation, reason } => {
+                self.hang_up(me, node, incarnation, MemberMessage::NotYet { reason });
             }
             Action::PeerLost { node, .. } => {
                 assert!(!self.processes[me].lost_seen.contains(node), "lost twice: {self:#?}");
                 self.processes[me].lost_seen.insert(node);
             }
-            Action::NewEpoch { members, .. } => {
-                for (other, excluded) in self.excluded.iter_mut().enumerate() {
-                    *excluded |= !members.contains(node(other));
-                }
+            Action::NewEpoch(epoch) => {
+                assert!(!epoch.newcomers().contains(node(me)), "joined twice: {self:#?}");
+                let process = &mut self.processes[me];
+                process.lost_seen = process.lost_seen.minus(epoch.newcomers());
+                self.go_on(me, &epoch);
+            }
+            Action::BecameRunning(epoch) => {
+                let run = self.processes[me].open[0].map(|connection| connection.0);
+                let process = &mut self.processes[me];
+                process.run = run.unwrap_or(process.incarnation);
+                process.joined = epoch.number;
+                let late = epoch.number > 1;
+                assert_eq!(epoch.newcomers().contains(node(me)), late, "{self:#?}");
+                self.go_on(me, &epoch);
             }
             Action::Ended { .. } => (0..self.nodes()).for_each(|peer| self.close(me, peer)),
             Action::Propose(_) => panic!("nobody asks etcd here: {self:#?}"),
-            Action::BecameRunning { .. } | Action::PeerLeft { .. } => {}
+            Action::PeerLeft { .. } => {}
+        }
+    }
+
+    fn hang_up(&mut self, me: usize, peer: NodeId, incarnation: u64, last: MemberMessage) {
+        let peer = peer.index();
+        let own = self.processes[me].incarnation;
+        let connection = if me < peer { (own, incarnation) } else { (incarnation, own) };
+        self.links[me][peer].push_back((connection, Body::Message(last)));
+        self.links[me][peer].push_back((connection, Body::End));
+        if self.processes[me].open[peer] == Some(connection) {
+            self.processes[me].open[peer] = None;
+        }
+    }
+
+    /// `me` goes on without those that are not members of `epoch`.
+    fn go_on(&mut self, me: usize, epoch: &Epoch) {
+        let run = self.processes[me].run;
+        for (other, excluded) in self.excluded.iter_mut().enumerate() {
+            if !epoch.members.contains(node(other)) {
+                let last = excluded.entry(run).or_default();
+                *last = epoch.number.max(*last);
+            }
+        }
+    }
+
+    /// A member ends for what another says only if the deciding node has declared it lost.
+    fn check_no_quarrel(&self, me: usize, before: &State) {
+        let refused =
+            matches!(self.machine(me).state(), State::Ended { reason: EndReason::Refused { .. } });
+        let was_member = matches!(before, State::Running | State::Leaving { .. });
+        let run = |me: usize| self.processes[me].run;
+        if refused && was_member && run(0) == run(me) && !self.has_ended(0) {
+            assert!(!self.machine(0).live().contains(node(me)), "{me} was refused: {self:#?}");
         }
     }
 
@@ -354,10 +461,12 @@ impl World {
             .filter(|&me| matches!(self.machine(me).state(), State::Running))
             .collect();
         for &a in &running {
-            assert!(!self.excluded[a], "{a} runs though the others went on: {self:#?}");
-            for &b in &running {
+            let process = &self.processes[a];
+            let gone = self.excluded[a].get(&process.run).is_some_and(|it| *it >= process.joined);
+            assert!(!gone, "{a} runs though the others went on: {self:#?}");
+            for &b in running.iter().filter(|&&b| self.processes[b].run == process.run) {
                 let (a, b) = (self.machine(a), self.machine(b));
-                let agree = a.epoch() != b.epoch() || a.members() == b.members();
+                let agree = a.epoch() != b.epoch() || a.current() == b.current();
                 assert!(agree, "two views of one epoch: {self:#?}");
             }
         }
@@ -381,8 +490,24 @@ impl World {
                     assert_eq!(machine.live(), running, "at {me}: {self:#?}");
                 }
                 State::Ended { .. } => {}
+                State::Joining if self.may_wait(me, running) => {}
                 State::Joining | State::Leaving { .. } => panic!("undecided {me}: {self:#?}"),
             }
         }
+    }
+
+    /// Whether a node that joins and waits for ever has what to wait for.
+    fn may_wait(&self, me: usize, running: NodeSet) -> bool {
+        let all = NodeSet::first(self.nodes());
+        // Without a cluster that runs, for all that it starts with.
+        let wanted = if running.is_empty() { all.minus(self.late) } else { running };
+        let awake = |it: usize| {
+            let process = &self.processes[it];
+            process.alive && !process.stopped && !self.has_ended(it)
+        };
+        let waiting = wanted.union(NodeSet::only(node(me)));
+        let cut = |a: NodeId| waiting.iter().any(|b| self.blocked[a.index()][b.index()] && a != b);
+        self.join_timeout_ms.is_none()
+            && (wanted.iter().any(|it| !awake(it.index())) || waiting.iter().any(cut))
     }
 }

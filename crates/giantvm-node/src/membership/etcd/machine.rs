@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dsm_core::types::{NodeId, NodeSet};
+use dsm_core::types::{Epoch, NodeId, NodeSet};
 
 use super::forming::Proposal;
 use super::record::{Record, Standing};
@@ -48,6 +48,8 @@ pub struct EtcdMembership {
     pub(super) suspects: BTreeMap<NodeId, (u64, String)>,
     /// A transaction is under way.
     pub(super) proposed: bool,
+    /// Why no node is taken in any more.
+    pub(super) closed: Option<String>,
     /// Why etcd was not reached at the last attempt, for people.
     pub(super) failure: Option<String>,
     created_ms: u64,
@@ -87,6 +89,7 @@ impl EtcdMembership {
             peers: Peers::new(&config),
             suspects: BTreeMap::new(),
             proposed: false,
+            closed: None,
             failure: None,
             created_ms: now_ms,
             stepped_ms: now_ms,
@@ -274,6 +277,10 @@ impl Machine for EtcdMembership {
     fn next_tick_ms(&self) -> u64 {
         self.next_heartbeat_ms
     }
+
+    fn close(&mut self, reason: &str) {
+        self.closed.get_or_insert_with(|| clip_reason(reason));
+    }
 }
 
 impl EtcdMembership {
@@ -283,6 +290,11 @@ impl EtcdMembership {
 
     fn epoch(&self) -> u64 {
         self.record.epoch()
+    }
+
+    pub(super) fn current(&self) -> Epoch {
+        let number = u16::try_from(self.epoch()).unwrap_or(u16::MAX);
+        Epoch::first(number, self.members())
     }
 
     fn members(&self) -> NodeSet {

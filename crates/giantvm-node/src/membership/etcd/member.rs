@@ -116,15 +116,14 @@ impl EtcdMembership {
             self.suspects.remove(&node);
         }
         if before.started && before.epoch() != self.record.epoch() {
-            let (epoch, members) = (self.record.epoch(), self.record.members());
-            out.push(Action::NewEpoch { epoch, members });
+            out.push(Action::NewEpoch(self.current()));
         }
     }
 
     fn begin(&mut self, now_ms: u64, out: &mut Vec<Action>) {
         self.state = State::Running;
         self.peers.hear_all(now_ms);
-        out.push(Action::BecameRunning { epoch: 1 });
+        out.push(Action::BecameRunning(self.current()));
         for node in self.missing().iter() {
             self.suspect(now_ms, node, "it went away while the cluster started");
         }
