@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
-use dsm_core::types::NodeId;
+use dsm_core::types::{Epoch, NodeId};
 use giantvm_node::control::{Change, Heartbeat, MemberMessage};
 use giantvm_node::membership::{Action, Config, ConfigError, EndReason, Event, Membership, State};
 
@@ -48,10 +48,14 @@ fn running(me: usize) -> Membership {
             change: Change::Started { incarnations: vec![100, 101, 102] },
         };
         let actions = machine.step(0, message(0, update));
-        assert!(actions.contains(&Action::BecameRunning { epoch: 1 }));
+        assert!(actions.contains(&Action::BecameRunning(first_epoch(3))));
     }
     assert_eq!((machine.state(), machine.epoch()), (&State::Running, 1));
     machine
+}
+
+fn first_epoch(nodes: usize) -> Epoch {
+    Epoch::first(1, (0..nodes).map(node).collect())
 }
 
 fn end_of(actions: &[Action]) -> Option<&EndReason> {
@@ -77,7 +81,7 @@ fn a_joining_node_names_whom_it_waits_for() {
 fn a_cluster_of_one_runs_at_once_and_leaves_at_once() {
     let alone = Config::new(vec!["solo".into()], node(0), 1);
     let mut machine = Membership::new(alone, 0).unwrap();
-    assert_eq!(machine.step(0, Event::Tick), [Action::BecameRunning { epoch: 1 }]);
+    assert_eq!(machine.step(0, Event::Tick), [Action::BecameRunning(first_epoch(1))]);
     let actions = machine.step(60_000 / 60, Event::LeaveRequested);
     assert_eq!(actions, [Action::Ended { reason: EndReason::Left }]);
 }
@@ -91,7 +95,7 @@ fn a_stopped_node_is_out_before_it_takes_in_anything() {
         assert_eq!(end_of(&actions), Some(&EndReason::Stopped { stopped_ms: 2_001 }), "{me}");
         let text = end_of(&actions).unwrap().to_string();
         assert_eq!(text, "this node was stopped for 2001 ms; the others go on without it");
-        assert!(!actions.iter().any(|a| matches!(a, Action::BecameRunning { .. })));
+        assert!(!actions.iter().any(|a| matches!(a, Action::BecameRunning(_))));
         assert_eq!(machine.step(2_001, Event::Tick), [], "ended is final");
     }
 }
@@ -158,9 +162,9 @@ fn a_node_that_says_it_ended_is_removed_when_its_memory_must_have() {
     let actions = machine.step(50, message(2, gone));
     assert!(actions.iter().any(|a| matches!(a, Action::PeerLost { .. })));
     // Its right to run need not run out: the margin of 500.
-    assert!(machine.step(549, Event::Tick).iter().all(|a| !matches!(a, Action::NewEpoch { .. })));
+    assert!(machine.step(549, Event::Tick).iter().all(|a| !matches!(a, Action::NewEpoch(_))));
     let actions = machine.step(550, Event::Tick);
-    assert!(actions.iter().any(|a| matches!(a, Action::NewEpoch { epoch: 2, .. })));
+    assert!(actions.iter().any(|a| matches!(a, Action::NewEpoch(Epoch { number: 2, .. }))));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What only the deciding node does: start, declare lost, remove, let leave.
 
-use dsm_core::types::{NodeId, NodeSet};
+use dsm_core::types::{Epoch, NodeId, NodeSet};
 
 use super::event::{Action, EndReason, State};
 use super::machine::Membership;
@@ -29,7 +29,7 @@ impl Membership {
         // At the deciding node each peer has just been heard, or was a little earlier: later is the
         // safe side for its removal.
         self.peers.hear_all(now_ms);
-        out.push(Action::BecameRunning { epoch });
+        out.push(Action::BecameRunning(self.as_epoch()));
     }
 
     pub(super) fn declare_silent_lost(&mut self, now_ms: u64, out: &mut Vec<Action>) {
@@ -115,7 +115,12 @@ impl Membership {
         self.epoch += 1;
         self.members.remove(node);
         self.lost.remove(node);
-        out.push(Action::NewEpoch { epoch: self.epoch, members: self.members });
+        out.push(Action::NewEpoch(self.as_epoch()));
+    }
+
+    fn as_epoch(&self) -> Epoch {
+        // It rises by one for each of 64 nodes at most.
+        Epoch::first(u16::try_from(self.epoch).unwrap_or(u16::MAX), self.members)
     }
 
     fn announce(&self, change: Change, out: &mut Vec<Action>) {

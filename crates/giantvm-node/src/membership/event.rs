@@ -1,6 +1,6 @@
 //! What goes into a [`Membership`](super::Membership) and what comes out.
 
-use dsm_core::types::{NodeId, NodeSet};
+use dsm_core::types::{Epoch, NodeId};
 use thiserror::Error;
 
 use super::etcd::{Proposal, View};
@@ -86,10 +86,23 @@ pub enum Action {
         /// Why, for people.
         reason: String,
     },
-    /// The cluster runs, with all nodes of the list.
-    BecameRunning {
-        /// The first epoch.
-        epoch: u64,
+    /// This node is a member from this epoch on: the first one, or one that it has joined with, and
+    /// is among the newcomers of.
+    BecameRunning(Epoch),
+    /// A place of the list is filled, for the first time or anew: a process is on its way into the
+    /// cluster that runs. Whoever had the place is gone, and was told of before. It is a member only
+    /// from an epoch on that has it.
+    Listed {
+        /// The place.
+        node: NodeId,
+        /// The name of the node.
+        name: String,
+        /// Where it listens.
+        listen: String,
+        /// Its share of memory, in bytes.
+        memory_bytes: u64,
+        /// Its process.
+        incarnation: u64,
     },
     /// A node is lost: end what depends on it. It may not know yet.
     PeerLost {
@@ -103,13 +116,9 @@ pub enum Action {
         /// The node.
         node: NodeId,
     },
-    /// A lost node has certainly stopped, or a node left: from now on these are the members.
-    NewEpoch {
-        /// The epoch.
-        epoch: u64,
-        /// The members in it.
-        members: NodeSet,
-    },
+    /// A lost node has certainly stopped, or a node left, or one has joined: from now on these are
+    /// the members.
+    NewEpoch(Epoch),
     /// Ask etcd for a transaction, then say what it has: [`Said::Has`].
     Propose(Box<Proposal>),
     /// This node is no member any more and does nothing more in this cluster.
@@ -236,6 +245,12 @@ pub enum EndReason {
     FormingFailed {
         /// Its name.
         name: String,
+    },
+    /// The cluster runs, and takes no node in.
+    #[error("the cluster takes this node in no more: {reason}")]
+    NotTakenIn {
+        /// Why, for people.
+        reason: String,
     },
     /// Something else than this cluster's nodes wrote the epoch key.
     #[error("the cluster's epoch key in etcd was changed by something else: {what}")]

@@ -79,6 +79,10 @@ pub trait Machine: Send {
     /// Takes in one event that happened at `now_ms`. Looks at the clock before the event.
     fn step(&mut self, now_ms: u64, event: Event) -> Vec<Action>;
 
+    /// This node can have no newcomer from now on; says why, for people. One that is on its way may
+    /// still get in before all know.
+    fn close(&mut self, reason: &str);
+
     /// Where things stand.
     fn verdict(&self) -> Verdict<'_>;
 
@@ -105,6 +109,8 @@ impl Machine for Membership {
     fn step(&mut self, now_ms: u64, event: Event) -> Vec<Action> {
         Self::step(self, now_ms, event)
     }
+
+    fn close(&mut self, _reason: &str) {}
 
     fn verdict(&self) -> Verdict<'_> {
         Verdict {

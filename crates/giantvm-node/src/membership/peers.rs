@@ -14,6 +14,8 @@ pub(super) struct Peer {
     pub(super) heard_ms: u64,
     /// The latest time of the peer's clock that came with a heartbeat.
     pub(super) sent_ms: Option<u64>,
+    /// The epoch that it said it was in.
+    pub(super) epoch: u64,
     /// With whom the peer was connected at that time.
     pub(super) connected: NodeSet,
     /// This node has reported it to the deciding node.
@@ -26,6 +28,7 @@ impl Peer {
         self.heard_ms = now_ms;
         self.sent_ms = self.sent_ms.max(Some(beat.sent_ms));
         self.connected = beat.connected;
+        self.epoch = beat.epoch;
     }
 }
 
@@ -95,6 +98,12 @@ impl Peers {
             .filter(|(node, peer)| nodes.contains(*node) && is_silent(peer))
             .map(|(node, _)| node)
             .collect()
+    }
+
+    /// The list has become longer.
+    pub(super) fn grow(&mut self, nodes: usize) {
+        let nodes = nodes.max(self.all.len());
+        self.all.resize(nodes, Peer::default());
     }
 
     /// A connection was made.

@@ -305,14 +305,15 @@ impl Driver {
                     self.forget(node);
                 }
             }
-            Action::BecameRunning { epoch } => {
-                log::info!("the cluster runs, epoch {epoch}");
+            Action::BecameRunning(epoch) => {
+                log::info!("the cluster runs, epoch {}", epoch.number);
                 self.started = true;
                 let _ = self.setup.started.try_send(Ok(()));
             }
             Action::PeerLost { node, reason } => self.peer_lost(node, reason),
             Action::PeerLeft { node } => self.peer_left(node),
-            Action::NewEpoch { epoch, members } => self.new_epoch(epoch, members),
+            Action::NewEpoch(epoch) => self.new_epoch(u64::from(epoch.number), epoch.members),
+            Action::Listed { .. } => {}
             Action::Propose(proposal) => self.order(Order::Propose(proposal)),
             Action::Ended { reason } => self.end(reason),
         }

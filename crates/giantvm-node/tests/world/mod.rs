@@ -9,7 +9,7 @@ use giantvm_node::control::{ControlMessage, MemberMessage};
 use giantvm_node::limits::STOP_MS;
 use giantvm_node::membership::{Action, Config, EndReason, Event, Membership, State};
 
-use dsm_core::types::{NodeId, NodeSet};
+use dsm_core::types::{Epoch, NodeId, NodeSet};
 
 /// One unit of the world's time: the interval between heartbeats.
 pub(crate) const UNIT_MS: u64 = 100;
@@ -335,14 +335,14 @@ impl World {
                 assert!(!self.processes[me].lost_seen.contains(node), "lost twice: {self:#?}");
                 self.processes[me].lost_seen.insert(node);
             }
-            Action::NewEpoch { members, .. } => {
+            Action::NewEpoch(Epoch { members, .. }) => {
                 for (other, excluded) in self.excluded.iter_mut().enumerate() {
                     *excluded |= !members.contains(node(other));
                 }
             }
             Action::Ended { .. } => (0..self.nodes()).for_each(|peer| self.close(me, peer)),
             Action::Propose(_) => panic!("nobody asks etcd here: {self:#?}"),
-            Action::BecameRunning { .. } | Action::PeerLeft { .. } => {}
+            Action::BecameRunning(_) | Action::PeerLeft { .. } | Action::Listed { .. } => {}
         }
     }
 
