@@ -510,3 +510,20 @@ fn a_record_that_cannot_follow_is_somebody_elses() {
     machine.step(20, has(8, record(1), &[0, 1, 2]));
     assert!(matches!(end_of(&machine), EndReason::Overwritten { .. }), "closed stays");
 }
+
+#[test]
+fn a_newcomer_that_went_away_while_it_joined_is_missed_at_once() {
+    let joined = changed(2, |nodes| nodes.push(Listed { joined: 2, ..listed(3) }));
+    for connected in [true, false] {
+        let mut machine = running();
+        machine.step(10, has(7, with_dora(1), &[0, 1, 2, 3]));
+        if connected {
+            machine.step(10, Event::Connected { node: node(3), incarnation: 103 });
+        }
+        let actions = machine.step(20, has(8, joined.clone(), &[0, 1, 2, 3]));
+        let reason = "node `anna` can't talk to it: it went away while it joined".to_owned();
+        let lost = Standing::Lost { reason };
+        let proposed = proposed(&actions).map(|it| it.record.standing(node(3)).clone());
+        assert_eq!(proposed, (!connected).then_some(lost));
+    }
+}

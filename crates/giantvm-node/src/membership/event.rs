@@ -90,8 +90,9 @@ pub enum Action {
     /// is among the newcomers of.
     BecameRunning(Epoch),
     /// A place of the list is filled, for the first time or anew: a process is on its way into the
-    /// cluster that runs. Whoever had the place is gone, and was told of before. It is a member only
-    /// from an epoch on that has it.
+    /// cluster that runs. It is a member only from an epoch on that has it, and it may go without ever
+    /// being one, which is told only when the place is filled again. Whoever had the place has stopped;
+    /// if it was a member, that was told before.
     Listed {
         /// The place.
         node: NodeId,

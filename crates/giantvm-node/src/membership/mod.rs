@@ -101,7 +101,7 @@ pub struct Verdict<'a> {
     pub members: NodeSet,
     /// The members that can be talked to.
     pub live: NodeSet,
-    /// The nodes of the list without a connection to this one.
+    /// The nodes of the list that this one would talk to, and has no connection to.
     pub missing: NodeSet,
 }
 

@@ -82,6 +82,14 @@
 //! one only while its key is there, it is no exception to what was said.
 //!
 //! What nobody may do is delete a running node's key or revoke its lease from outside.
+//!
+//! # What the driver owes
+//!
+//! What [the static machine](crate::membership) is owed, and with each process that is
+//! [`Listed`](crate::membership::Action::Listed) a connection: who has the higher number calls, and as
+//! long as the other one is [missing](crate::membership::Verdict::missing) it calls again. That a newcomer
+//! is gone before it was a member shows there too. Between two processes with the same number, the end
+//! of the first one's connection is told before the second one's.
 
 mod forming;
 mod joining;
