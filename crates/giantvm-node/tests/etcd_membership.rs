@@ -527,3 +527,45 @@ fn a_newcomer_that_went_away_while_it_joined_is_missed_at_once() {
         assert_eq!(proposed, (!connected).then_some(lost));
     }
 }
+
+#[test]
+fn a_newcomer_has_a_right_to_run_like_others_and_loses_its_place_with_its_lease() {
+    let mut machine = dora(&with_dora(1));
+    machine.step(900, Event::Etcd(Said::Renewed { sent_ms: 0 }));
+    machine.step(RIGHT_MS, Event::Tick);
+    assert!(matches!(end_of(&machine), EndReason::EtcdUnreachable { .. }));
+
+    let gone = Listed { standing: Standing::Gone, ..listed(3) };
+    let cases = [
+        (gone, "its lease in etcd ended before it was a member"),
+        (joining_as(again(3)), "another process has its place"),
+    ];
+    for (place, reason) in cases {
+        let mut machine = dora(&with_dora(1));
+        machine.step(10, has(10, changed(1, |nodes| nodes.push(place.clone())), &[0, 1, 2]));
+        assert_eq!(end_of(&machine), EndReason::Excluded { reason: reason.into() });
+    }
+}
+
+#[test]
+fn what_is_left_of_the_last_process_at_a_place_ends_when_it_is_given_again() {
+    let refuses = |actions: &[Action], gone: u64| {
+        actions
+            .iter()
+            .any(|it| matches!(it, Action::Refuse { incarnation, .. } if *incarnation == gone))
+    };
+    let mut machine = running();
+    let left = Listed { standing: Standing::Left, ..listed(2) };
+    let actions = machine.step(10, has(7, changed(2, |nodes| nodes[2] = left.clone()), &[0, 1, 2]));
+    assert!(actions.contains(&Action::PeerLeft { node: node(2) }) && !refuses(&actions, 102));
+    let back = changed(2, |nodes| nodes[2] = joining_as(again(2)));
+    let actions = machine.step(20, has(8, back, &[0, 1, 2]));
+    assert!(refuses(&actions, 102), "{actions:?}");
+    // So it is with a newcomer that is gone before it was in.
+    machine.step(30, Event::Connected { node: node(2), incarnation: 202 });
+    let gone = Listed { standing: Standing::Gone, ..again(2) };
+    let actions = machine.step(40, has(9, changed(2, |nodes| nodes[2] = gone.clone()), &[0, 1]));
+    assert!(refuses(&actions, 202), "{actions:?}");
+    let is_told = |it: &Action| matches!(it, Action::PeerLost { .. } | Action::NewEpoch(_));
+    assert!(!actions.iter().any(is_told), "it was no member");
+}
