@@ -33,7 +33,7 @@ fn with_seeds(count: u64, test: impl Fn(&mut Random)) {
 
 #[test]
 fn many_faults_at_random() {
-    with_seeds(300, |random| {
+    with_seeds(600, |random| {
         let nodes = 2 + random.below(4);
         let mut world = World::new(nodes);
         if random.below(4) != 0 {
