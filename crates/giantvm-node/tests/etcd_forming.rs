@@ -28,8 +28,13 @@ fn listed(index: usize) -> Listed {
         memory_bytes: 1 << 30,
         incarnation: 100 + index as u64,
         lease: 70 + index as u64,
+        joined: 0,
         standing: Standing::Member,
     }
+}
+
+fn record(epoch: u16, nodes: Vec<Listed>) -> Record {
+    Record { epoch, nodes, closed: None }
 }
 
 fn forming(index: usize) -> Forming {
@@ -64,7 +69,7 @@ fn a_node_announces_itself_waits_and_forms_the_list() {
     let both = view(vec![present(1), present(0)]);
     let proposal = formed(node.look(0, &both));
     assert_eq!(proposal, formed(forming(0).look(0, &both)));
-    assert_eq!(proposal.record, Record { started: false, nodes: vec![listed(0), listed(1)] });
+    assert_eq!(proposal.record, record(0, vec![listed(0), listed(1)]));
     assert_eq!(proposal.present, [("n0".into(), 70), ("n1".into(), 71)]);
     let there = View { revision: 20, record: Some(proposal.record), ..both };
     assert_eq!(node.look(0, &there), Next::Formed);
@@ -75,17 +80,24 @@ fn an_earlier_run_is_taken_over_once_its_leases_have_ended() {
     let old = |index| Listed { incarnation: 1, lease: 30, ..listed(index) };
     let mut lost = old(1);
     lost.standing = Standing::Removed { reason: "killed".into() };
-    let record = Some(Record { started: true, nodes: vec![old(0), lost, old(2)] });
+    let record = Some(record(2, vec![old(0), lost, old(2)]));
     let mut node = forming(1);
-    let there = Present { lease: 30, since: 1, ..present(0) };
+    let there = Present { lease: 30, since: 1, says: says(2), ..present(2) };
     let alive = View { revision: 5, record: record.clone(), present: vec![there, present(1)] };
     assert!(matches!(node.look(0, &alive), Next::Wait(_)));
     assert!(matches!(node.look(2 * LEASE_MS - 1, &alive), Next::Wait(_)));
     let reason = refusal(node.clone().look(2 * LEASE_MS, &alive));
-    assert!(reason.contains("runs since before (epoch 2, with n0)"), "{reason}");
+    assert!(
+        reason.contains("runs since before (epoch 2, with n2) and takes no node in"),
+        "{reason}"
+    );
+    assert!(
+        reason.contains(": node `n0`, which keeps the list of regions, is gone; end all"),
+        "{reason}"
+    );
     let stale = View { present: vec![present(0), present(1)], ..alive };
     let proposal = formed(node.look(2 * LEASE_MS, &stale));
-    assert_eq!((proposal.revision, proposal.record.epoch()), (5, 0));
+    assert_eq!((proposal.revision, proposal.record.epoch), (5, 0));
     assert_eq!(proposal.absent, [("n2".into(), 30)], "the others' keys have new leases");
 }
 
@@ -126,10 +138,6 @@ fn one_node_that_knows_how_many_they_are_is_enough() {
         node
     };
     let mut node = Forming::new("n0", quiet(0).says, 70, LEASE_MS);
-    let waits = |next: Next| match next {
-        Next::Wait(whom) => whom,
-        other => panic!("{other:?}"),
-    };
     let whom = waits(node.look(0, &view(vec![quiet(0), quiet(1)])));
     assert!(whom.starts_with("a node that says how many the cluster has (2 are there)"), "{whom}");
     let three = |index| {
@@ -149,16 +157,92 @@ fn one_node_that_knows_how_many_they_are_is_enough() {
     assert_eq!(Announcement::from_json(&quiet(0).says.to_json()), Ok(quiet(0).says));
 }
 
+/// Says whom it waits for.
+fn waits(next: Next) -> String {
+    match next {
+        Next::Wait(whom) => whom,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
-fn one_too_many_waits_for_a_place_and_is_refused_when_the_others_run() {
+fn one_too_many_waits_for_the_start_and_to_be_taken_in() {
     let all = vec![present(0), present(1), present(2)];
     let mut third = forming(2);
     let reason = "a place: the cluster has its 2 nodes: n0, n1";
-    assert_eq!(third.look(0, &view(all.clone())), Next::Wait(reason.into()));
-    let record = Some(Record { started: true, nodes: vec![listed(0), listed(1)] });
-    let runs = View { revision: 20, record, present: all };
-    assert!(matches!(third.look(0, &runs), Next::Wait(_)));
-    assert!(refusal(third.look(2 * LEASE_MS, &runs)).contains("takes no node in"));
+    assert_eq!(waits(third.look(0, &view(all.clone()))), reason);
+    let has = |epoch, nodes| View {
+        revision: 20,
+        record: Some(record(epoch, nodes)),
+        present: all.clone(),
+    };
+    let formed = has(0, vec![listed(0), listed(1)]);
+    let reason = "the start of the cluster (epoch 0, with n0, n1), to join it then";
+    assert_eq!(waits(third.look(0, &formed)), reason);
+    let runs = has(1, vec![listed(0), listed(1)]);
+    let reason = "node `n0` to take this one into the cluster that runs (epoch 1, with n0, n1)";
+    assert_eq!(waits(third.look(0, &runs)), reason);
+    assert_eq!(waits(third.look(9 * LEASE_MS, &runs)), reason, "for as long as its user likes");
+    let unannounced = View { present: all[..2].to_vec(), ..runs };
+    assert_eq!(third.look(0, &unannounced), Next::Announce);
+    let joining = Listed { standing: Standing::Joining, ..listed(2) };
+    let taken = has(1, vec![listed(0), listed(1), joining]);
+    assert_eq!(third.look(0, &taken), Next::Formed);
+}
+
+#[test]
+fn a_cluster_that_takes_nobody_in_says_why_once_it_is_certainly_alive() {
+    let all = vec![present(0), present(1), present(3)];
+    let gone = Listed { standing: Standing::Left, ..listed(0) };
+    let later = Listed { joined: 2, ..listed(0) };
+    let closed = Some("a virtual machine runs".to_owned());
+    let full = (0..64).map(|index| listed(if index < 3 { index } else { index + 1 })).collect();
+    let (first, both) = (all.clone(), || vec![listed(0), listed(1)]);
+    let cases = [
+        ("n0, n1) and takes no node in: a virtual machine runs; end all", both(), closed, first),
+        (
+            "node `n0`, which keeps the list of regions, is gone",
+            vec![gone, listed(1)],
+            None,
+            all.clone(),
+        ),
+        ("node `n0`, which keeps", vec![later, listed(1)], None, all.clone()),
+        ("node `n0`, which keeps", both(), None, all[1..].to_vec()),
+        ("takes no node in: it has 64 nodes", full, None, all.clone()),
+    ];
+    for (what, nodes, closed, present) in cases {
+        let record = Some(Record { epoch: 2, nodes, closed });
+        let view = View { revision: 20, record, present };
+        let mut node = forming(3);
+        assert!(waits(node.look(0, &view)).starts_with("the leases of an earlier run to end"));
+        let reason = refusal(node.look(2 * LEASE_MS, &view));
+        assert!(reason.contains(what), "{what}: {reason}");
+    }
+    let late = record(65_000, vec![listed(0), listed(1)]);
+    let view = View { revision: 20, record: Some(late), present: all };
+    let mut node = forming(3);
+    assert!(waits(node.look(0, &view)).contains("too many nodes have come and gone"));
+}
+
+#[test]
+fn who_comes_back_waits_until_its_earlier_process_is_gone() {
+    let mut node = forming(1);
+    let old = Listed { lease: 30, incarnation: 1, ..listed(1) };
+    let view = |old: Listed, present| View {
+        revision: 20,
+        record: Some(record(2, vec![listed(0), old])),
+        present,
+    };
+    let there = Present { lease: 30, since: 1, ..present(1) };
+    let alive = view(old.clone(), vec![present(0), there]);
+    assert!(waits(node.look(0, &alive)).contains("another process"));
+    assert!(refusal(node.clone().look(2 * LEASE_MS, &alive)).contains("runs as node `n1`"));
+    assert_eq!(node.look(LEASE_MS, &view(old.clone(), vec![present(0)])), Next::Announce);
+    let back = vec![present(0), present(1)];
+    let whom = waits(node.look(LEASE_MS, &view(old.clone(), back.clone())));
+    assert_eq!(whom, "the cluster to notice that the earlier process is gone");
+    let old = Listed { standing: Standing::Removed { reason: "killed".into() }, ..old };
+    assert!(waits(node.look(LEASE_MS, &view(old, back))).starts_with("node `n0` to take this one"));
 }
 
 #[test]
@@ -167,17 +251,28 @@ fn what_is_in_etcd_is_checked_when_it_is_read() {
         listed(0),
         Listed { standing: Standing::Lost { reason: "why".into() }, ..listed(1) },
         Listed { standing: Standing::Left, ..listed(2) },
+        Listed { joined: 2, ..listed(3) },
+        Listed { standing: Standing::Joining, ..listed(4) },
+        Listed { standing: Standing::Gone, ..listed(5) },
     ];
-    let record = Record { started: true, nodes };
-    assert_eq!(record.epoch(), 2);
-    assert_eq!((record.members().len(), record.live().len()), (2, 1));
+    let record = Record { epoch: 3, nodes, closed: Some("why".into()) };
+    assert_eq!((record.members().len(), record.live().len()), (3, 2));
+    assert_eq!(record.joining().len(), 1);
+    let in_force = record.in_force();
+    assert_eq!((in_force.number, in_force.members), (3, record.members()));
+    assert_eq!(in_force.joined.into_values().collect::<Vec<_>>(), [2]);
     assert_eq!(Record::from_json(&record.to_json()), Ok(record.clone()));
     let broken = [
         ("", String::new()),
         ("standing is `odd`", record.to_json().replace("\"left\"", "\"odd\"")),
         ("`lease` is no", record.to_json().replace("72", "-72")),
         ("`name` is no text", record.to_json().replace("n2", &"n".repeat(64))),
-        ("0 nodes", r#"{"started":true,"nodes":[]}"#.into()),
+        ("0 nodes", r#"{"epoch":1,"nodes":[]}"#.into()),
+        ("`epoch` is over 65535", record.to_json().replace("\"epoch\":3", "\"epoch\":65536")),
+        ("`n3` joined in epoch 2", record.to_json().replace("\"epoch\":3", "\"epoch\":1")),
+        ("`n4` joined in epoch 3", record.to_json().replace("\"joined\":0", "\"joined\":3")),
+        ("`n3` is listed twice", record.to_json().replace("n4", "n3")),
+        ("`closed` is no text", record.to_json().replace("\"closed\":\"why\"", "\"closed\":7")),
     ];
     for (what, text) in broken {
         let error = Record::from_json(&text).map(|_| ()).map_err(|error| error.to_string());

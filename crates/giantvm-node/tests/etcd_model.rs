@@ -3,7 +3,7 @@
 
 mod etcd_world;
 
-use etcd_world::{LEASE_MS, Random, World};
+use etcd_world::{HOSTS, LEASE_MS, Random, Stage, World};
 use giantvm_node::membership::{EndReason, Machine, State};
 
 /// Long enough for whatever a fault sets off: a silence until it is noticed, hesitation, and a lease.
@@ -17,7 +17,7 @@ fn running(nodes: usize, random: &mut Random) -> World {
 }
 
 fn end_of(world: &World, me: usize) -> &EndReason {
-    match world.processes[me].machine.verdict().state {
+    match world.processes[me].machine().verdict().state {
         State::Ended { reason } => reason,
         other => panic!("{me} is {other:?}"),
     }
@@ -39,31 +39,48 @@ fn many_faults_at_random() {
         if random.below(4) != 0 {
             world.pass(LEASE_MS, random);
         }
-        for _ in 0..1 + random.below(4) {
+        for _ in 0..1 + random.below(6) {
             inject(&mut world, random);
             let ms = random.below(2 * LEASE_MS as usize) as u64;
             world.pass(ms, random);
         }
         world.start_etcd();
+        if random.below(2) == 0 {
+            world.pass(8 * LEASE_MS, random);
+            world.check_settled();
+        }
+        world.heal();
         world.pass(8 * LEASE_MS, random);
         world.check_settled();
+        // Whatever happened, whoever comes now gets in if there is somebody to take it in.
+        let hosts = 1 + random.below(HOSTS);
+        world.start_missing(hosts);
+        world.pass(8 * LEASE_MS, random);
+        world.check_settled();
+        if world.is_open() {
+            world.check_all_in(hosts);
+        }
     });
 }
 
 fn inject(world: &mut World, random: &mut Random) {
-    let (me, peer) = (random.below(world.nodes()), random.below(world.nodes()));
-    match random.below(10) {
-        0 => world.kill(me),
-        1 => world.stop(me),
-        2 => world.processes[me].stopped = false,
+    let [pid, other] = [(); 2].map(|()| random.below(world.processes.len()));
+    let [me, peer] = [pid, other].map(|pid| world.processes[pid].host);
+    match random.below(16) {
+        0 => world.kill(pid),
+        1 => world.stop(pid),
+        2 => world.processes[pid].stopped = false,
         3 => world.cut_off_etcd[me] = true,
         4 => world.cut_off_etcd[me] = false,
         5 => world.cut_peers(me, true),
         6 => (world.cut[me][peer], world.cut[peer][me]) = (true, random.below(2) == 0),
         7 => world.stop_etcd(),
         8 => world.start_etcd(),
-        _ if world.processes[me].alive && !world.processes[me].stopped => world.leave(me),
-        _ => {}
+        9 => world.cut_peers(me, false),
+        10 if random.below(4) == 0 => world.close(pid),
+        11 => world.leave(pid),
+        // Where there is one already, too.
+        _ => _ = world.start(random.below(HOSTS)),
     }
 }
 
@@ -86,7 +103,7 @@ fn the_survivors_of_any_one_node_go_on_together_and_know_why() {
             assert!(!world.runs(victim));
             for &me in &survivors {
                 assert!(world.runs(me), "{me} went with {victim}: {world:#?}");
-                assert_eq!(world.processes[me].machine.verdict().epoch, 2);
+                assert_eq!(world.processes[me].machine().verdict().epoch, 2);
             }
             let [a, b] = [survivors[0], survivors[1]].map(|me| &world.processes[me].lost);
             assert_eq!((a, a.len()), (b, 1), "they agree on who and why");
@@ -131,6 +148,107 @@ fn a_node_that_leaves_costs_nothing() {
         assert_eq!(end_of(&world, leaver), &EndReason::Left);
         assert!((0..3).all(|me| world.runs(me) == (me != leaver)));
         assert!(world.processes.iter().all(|process| process.lost.is_empty()));
+    });
+}
+
+#[test]
+fn who_was_lost_or_left_comes_back_and_new_ones_come() {
+    with_seeds(100, |random| {
+        let mut world = running(3, random);
+        let victim = 1 + random.below(2);
+        if random.below(2) == 0 {
+            world.kill(victim)
+        } else {
+            world.leave(victim)
+        }
+        world.pass(random.below(2 * LEASE_MS as usize) as u64, random);
+        let back = world.start(victim);
+        world.pass(SETTLE_MS, random);
+        world.check_settled();
+        assert!(world.runs(back), "{world:#?}");
+        let verdict = world.processes[back].machine().verdict();
+        assert_eq!((verdict.epoch, verdict.members.len()), (3, 3));
+        let new = [world.start(3), world.start(4)];
+        world.pass(SETTLE_MS, random);
+        world.check_settled();
+        assert!(new.iter().all(|new| world.runs(*new)), "{world:#?}");
+        assert_eq!(world.processes[0].epoch.number, 5);
+        assert_eq!(world.processes[0].epoch.members.len(), 5);
+    });
+}
+
+#[test]
+fn a_process_whose_place_was_given_again_finds_out_when_it_goes_on() {
+    with_seeds(60, |random| {
+        let mut world = running(3, random);
+        world.stop(1);
+        world.pass(2 * LEASE_MS, random);
+        // Its own name may come back, or another take its place.
+        let other = world.start(if random.below(2) == 0 { 1 } else { 5 });
+        world.pass(SETTLE_MS, random);
+        assert!(world.runs(other), "{world:#?}");
+        world.processes[1].stopped = false;
+        world.pass(LEASE_MS, random);
+        world.check_settled();
+        assert!(!world.runs(1) && world.runs(other), "{world:#?}");
+        assert!(matches!(end_of(&world, 1), EndReason::Stopped { .. }));
+        assert_eq!(world.processes[0].epoch.members.len(), 3);
+    });
+}
+
+#[test]
+fn nobody_gets_in_without_the_first_node_or_beside_a_virtual_machine() {
+    with_seeds(60, |random| {
+        let mut world = running(3, random);
+        let closed = random.below(2) == 0;
+        if closed {
+            world.close(random.below(3))
+        } else {
+            world.kill(0)
+        }
+        // A newcomer that is on its way already may still be ahead of a virtual machine.
+        world.pass(LEASE_MS, random);
+        let new = world.start(4);
+        world.pass(2 * SETTLE_MS, random);
+        world.check_settled();
+        let Stage::Refused(reason) = &world.processes[new].stage else { panic!("{world:#?}") };
+        let what = if closed { "a virtual machine runs" } else { "node `n0`, which keeps" };
+        assert!(reason.contains(what), "{reason}");
+        assert!((1..3).all(|me| world.runs(me)));
+    });
+}
+
+#[test]
+fn a_newcomer_that_cannot_reach_a_member_says_whom_and_costs_nothing() {
+    with_seeds(60, |random| {
+        let mut world = running(3, random);
+        let silent = random.below(3);
+        (world.cut[silent][4], world.cut[4][silent]) = (true, random.below(2) == 0);
+        let new = world.start(4);
+        world.pass(2 * SETTLE_MS, random);
+        world.check_settled();
+        match end_of(&world, new) {
+            EndReason::JoinTimeout { missing, .. } => assert_eq!(missing, &format!("n{silent}")),
+            other => panic!("{other:?}"),
+        }
+        assert!((0..3).all(|me| world.runs(me) && world.processes[me].lost.is_empty()));
+        world.heal();
+        let again = world.start(4);
+        world.pass(SETTLE_MS, random);
+        world.check_settled();
+        assert!(world.runs(again), "{world:#?}");
+    });
+}
+
+#[test]
+fn a_second_process_of_one_name_is_refused_while_the_first_is_there() {
+    with_seeds(60, |random| {
+        let mut world = running(3, random);
+        let twin = world.start(random.below(3));
+        world.pass(SETTLE_MS, random);
+        world.check_settled();
+        assert!(matches!(&world.processes[twin].stage, Stage::Refused(_)), "{world:#?}");
+        assert!((0..3).all(|me| world.runs(me) && world.processes[me].epoch.number == 1));
     });
 }
 

@@ -96,6 +96,22 @@ pub enum Action {
         /// Why, for people.
         reason: String,
     },
+    /// A place of the list is filled, for the first time or anew: a process is on its way into the
+    /// cluster that runs. It is a member only from an epoch on that has it, and it may go without ever
+    /// being one, which is told only when the place is filled again. Whoever had the place has stopped;
+    /// if it was a member, that was told before. Only where etcd decides.
+    Listed {
+        /// The place.
+        node: NodeId,
+        /// The name of the node.
+        name: String,
+        /// Where it listens.
+        listen: String,
+        /// Its share of memory, in bytes.
+        memory_bytes: u64,
+        /// Its process.
+        incarnation: u64,
+    },
     /// This node is a member: the cluster starts with the first epoch, or runs since before and has
     /// taken it in. Then this is the epoch in which it joined, and it is among its newcomers.
     BecameRunning(Epoch),
@@ -239,6 +255,12 @@ pub enum EndReason {
     FormingFailed {
         /// Its name.
         name: String,
+    },
+    /// The cluster runs, and takes no node in.
+    #[error("the cluster takes this node in no more: {reason}")]
+    NotTakenIn {
+        /// Why, for people.
+        reason: String,
     },
     /// Something else than this cluster's nodes wrote the epoch key.
     #[error("the cluster's epoch key in etcd was changed by something else: {what}")]

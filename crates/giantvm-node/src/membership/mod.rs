@@ -127,7 +127,8 @@ pub trait Machine: Send {
     fn next_tick_ms(&self) -> u64;
 
     /// From now on this node takes no other into a cluster that runs, and refuses those that come
-    /// with `reason`. Only the first reason counts, and only where it is this node that decides.
+    /// with `reason`. Only the first reason counts, and only at the first node of the list. Where etcd
+    /// decides, one that is on its way may still get in before all know.
     fn close(&mut self, reason: &str);
 }
 
@@ -142,8 +143,8 @@ pub struct Verdict<'a> {
     pub members: NodeSet,
     /// The members that can be talked to.
     pub live: NodeSet,
-    /// The nodes of the list without a connection to this one. While it joins, only those that it
-    /// waits for; afterwards also those that are gone, or have not come yet.
+    /// The nodes that this one would talk to and has no connection to: while it joins, those that it
+    /// waits for. Where the list decides, afterwards also those that are gone, or have not come yet.
     pub missing: NodeSet,
 }
 

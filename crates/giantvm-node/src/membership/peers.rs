@@ -117,6 +117,12 @@ impl Peers {
             .collect()
     }
 
+    /// The list has become longer.
+    pub(super) fn grow(&mut self, nodes: usize) {
+        let nodes = nodes.max(self.all.len());
+        self.all.resize(nodes, Peer::default());
+    }
+
     /// A connection was made.
     pub(super) fn connect(&mut self, now_ms: u64, node: NodeId, incarnation: u64) {
         if let Some(peer) = self.get_mut(node) {

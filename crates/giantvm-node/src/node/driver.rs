@@ -311,6 +311,7 @@ impl Driver {
             Action::PeerLost { node, reason } => self.peer_lost(node, reason),
             Action::PeerLeft { node } => self.peer_left(node),
             Action::NewEpoch(epoch) => self.new_epoch(epoch.number.into(), epoch.members),
+            Action::Listed { .. } => {}
             Action::Propose(proposal) => self.order(Order::Propose(proposal)),
             Action::Ended { reason } => self.end(reason),
         }

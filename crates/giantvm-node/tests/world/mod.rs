@@ -415,7 +415,9 @@ impl World {
                 self.go_on(me, &epoch);
             }
             Action::Ended { .. } => (0..self.nodes()).for_each(|peer| self.close(me, peer)),
-            Action::Propose(_) => panic!("nobody asks etcd here: {self:#?}"),
+            Action::Propose(_) | Action::Listed { .. } => {
+                panic!("nobody asks etcd here: {self:#?}");
+            }
             Action::PeerLeft { .. } => {}
         }
     }

@@ -4,7 +4,11 @@
 //! are there as the cluster has, one of them, whoever is first, writes the list into the epoch key.
 //! How many that is at least one node has to know; the others take the word of the first to say it.
 //! [`Forming`] looks at what etcd has and says what to do next.
+//!
+//! Where a cluster runs already, a node announces itself all the same, and its first node takes it in.
+//! If that can't be, the record shows why: nobody has to answer.
 
+use dsm_core::types::NODES_MAX;
 use serde_json::{Value, json};
 
 use super::record::{Listed, Record, RecordError, Standing, number, text};
@@ -117,7 +121,48 @@ pub struct View {
     pub present: Vec<Present>,
 }
 
+impl Present {
+    /// What of `other`, which came earlier, keeps this one out; for people.
+    fn contradiction(&self, other: &Self) -> Option<String> {
+        contradiction(&self.says, other)
+    }
+}
+
+/// Why a node that says `own` can't be in one cluster with `other`, for people.
+fn contradiction(own: &Announcement, other: &Present) -> Option<String> {
+    if let Some(difference) = own.settings.difference(&other.says.settings) {
+        let name = &other.name;
+        return Some(format!(
+            "node `{name}` was started with {difference}: use the same cluster file everywhere"
+        ));
+    }
+    (other.says.listen == own.listen).then(|| {
+        format!("node `{}` listens on {} too: give each its own", other.name, other.says.listen)
+    })
+}
+
 impl View {
+    /// Nodes that could be taken into the cluster that runs, in the order in which they came.
+    pub(super) fn arrivals(&self, record: &Record) -> Vec<&Present> {
+        let is_listed = |it: &Present| {
+            record.nodes.iter().any(|listed| (&listed.name, listed.lease) == (&it.name, it.lease))
+        };
+        let fits = |it: &&Present| {
+            let mut earlier = self.present.iter().filter(|other| other.since < it.since);
+            earlier.all(|other| it.contradiction(other).is_none())
+        };
+        let mut arrivals: Vec<_> =
+            self.present.iter().filter(|it| !is_listed(it)).filter(fits).collect();
+        arrivals.sort_by_key(|it| it.since);
+        arrivals
+    }
+
+    /// Why nobody is taken in where the first node is gone and nobody has said so yet.
+    pub(super) fn without_first(&self, record: &Record) -> Option<String> {
+        let first = record.nodes.first().filter(|first| !self.has(first))?;
+        Some(first.gone())
+    }
+
     /// Whether the process that `listed` stands for is there.
     pub fn has(&self, listed: &Listed) -> bool {
         let is = |it: &Present| it.name == listed.name && it.lease == listed.lease;
@@ -174,10 +219,13 @@ impl Forming {
     pub fn look(&mut self, now_ms: u64, view: &View) -> Next {
         let mine = |it: &&Present| it.name == self.name;
         let own = view.present.iter().find(mine);
-        let listed = |it: &Listed| it.name == self.name && it.lease == self.lease;
+        let is_listed = |it: &&Listed| it.name == self.name && it.lease == self.lease;
         let record = view.record.as_ref();
-        if record.is_some_and(|record| record.nodes.iter().any(listed)) {
-            return Next::Formed;
+        if let Some(listed) = record.and_then(|record| record.nodes.iter().find(is_listed)) {
+            return match listed.standing {
+                Standing::Member | Standing::Joining => Next::Formed,
+                _ => Next::Refused("the others have given this process up already".into()),
+            };
         }
         if let Some(other) = own.filter(|own| own.lease != self.lease) {
             let what = format!(
@@ -190,11 +238,48 @@ impl Forming {
         if let Some(refusal) = self.contradiction(view, own.map(|own| own.since)) {
             return Next::Refused(refusal);
         }
-        if let Some(running) = record.and_then(|record| running(record, view)) {
-            return self.blocked(now_ms, running);
+        let running = record.and_then(|record| Some((record, running(record, view)?)));
+        if let Some(what) =
+            running.as_ref().and_then(|(record, it)| self.kept_out(record, it, view))
+        {
+            return self.blocked(now_ms, what);
         }
         self.blocked_ms = None;
-        if own.is_none() { Next::Announce } else { self.form(view) }
+        match running {
+            _ if own.is_none() => Next::Announce,
+            Some((record, running)) => Next::Wait(self.way_in(record, &running)),
+            None => self.form(view),
+        }
+    }
+
+    /// Why a cluster that is there doesn't take this node in.
+    fn kept_out(&self, record: &Record, running: &str, view: &View) -> Option<String> {
+        if !record.has_started() {
+            return None;
+        }
+        let full = || {
+            let place = record.place_for(&self.name, |_| true);
+            let comes_back = record.nodes.iter().any(|it| it.name == self.name);
+            (place.is_none() && !comes_back).then(|| format!("it has {NODES_MAX} nodes"))
+        };
+        let why = record.no_way_in().or_else(|| view.without_first(record)).or_else(full)?;
+        Some(format!(
+            "the cluster runs since before ({running}) and takes no node in: {why}; end all nodes, \
+             then start them again"
+        ))
+    }
+
+    /// Whom it waits for where it can be taken in.
+    fn way_in(&self, record: &Record, running: &str) -> String {
+        if !record.has_started() {
+            return format!("the start of the cluster ({running}), to join it then");
+        }
+        let first = record.nodes.first().map_or("", |it| it.name.as_str());
+        let of_name = record.nodes.iter().find(|it| it.name == self.name);
+        if of_name.is_some_and(|it| !it.standing.is_over()) {
+            return "the cluster to notice that the earlier process is gone".into();
+        }
+        format!("node `{first}` to take this one into the cluster that runs ({running})")
     }
 
     /// What an earlier process left is gone after its lease; what is still there then is alive.
@@ -210,18 +295,8 @@ impl Forming {
     /// Whoever comes later with something that doesn't fit is refused; the others don't count it.
     fn contradiction(&self, view: &View, since: Option<u64>) -> Option<String> {
         let earlier = |it: &&Present| since.is_none_or(|since| it.since < since);
-        view.present.iter().filter(|it| it.name != self.name).filter(earlier).find_map(|it| {
-            if let Some(difference) = self.me.settings.difference(&it.says.settings) {
-                let name = &it.name;
-                return Some(format!(
-                    "node `{name}` was started with {difference}: use the same cluster file \
-                     everywhere"
-                ));
-            }
-            (it.says.listen == self.me.listen).then(|| {
-                format!("node `{}` listens on {} too: give each its own", it.name, it.says.listen)
-            })
-        })
+        let others = view.present.iter().filter(|it| it.name != self.name);
+        others.filter(earlier).find_map(|it| contradiction(&self.me, it))
     }
 
     /// What everyone must agree with: this node's settings, the number of nodes by whoever said it
@@ -274,6 +349,7 @@ impl Forming {
             memory_bytes: it.says.memory_bytes,
             incarnation: it.says.incarnation,
             lease: it.lease,
+            joined: 0,
             standing: Standing::Member,
         });
         // Whoever has the name of an earlier one now has its key: that one is gone.
@@ -281,23 +357,16 @@ impl Forming {
         let old = old.filter(|old| !there.iter().any(|it| it.name == old.name));
         Next::Form(Proposal {
             revision: view.revision,
-            record: Record { started: false, nodes: nodes.collect() },
+            record: Record { epoch: 0, nodes: nodes.collect(), closed: None },
             present: there.iter().map(|it| (it.name.clone(), it.lease)).collect(),
             absent: old.map(|it| (it.name.clone(), it.lease)).collect(),
         })
     }
 }
 
-/// Why a new cluster can't begin: the last one has not ended.
+/// The cluster that has not ended, for people: no new one can begin.
 fn running(record: &Record, view: &View) -> Option<String> {
     let there: Vec<_> =
         record.nodes.iter().filter(|it| view.has(it)).map(|it| it.name.as_str()).collect();
-    (!there.is_empty()).then(|| {
-        format!(
-            "the cluster runs since before (epoch {}, with {}) and takes no node in; end all \
-             nodes, then start them again",
-            record.epoch(),
-            there.join(", ")
-        )
-    })
+    (!there.is_empty()).then(|| format!("epoch {}, with {}", record.epoch, there.join(", ")))
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dsm_core::types::{Epoch, NodeId, NodeSet};
+use dsm_core::types::{NodeId, NodeSet};
 
-use super::forming::Proposal;
+use super::forming::{Present, Proposal};
 use super::record::{Record, Standing};
 use crate::control::clip_reason;
 use crate::membership::config::{Config, ConfigError};
@@ -43,13 +43,18 @@ pub struct EtcdMembership {
     pub(super) record: Record,
     /// Nodes whose lease holds, as far as this node knows.
     pub(super) present: NodeSet,
+    /// Nodes that could be taken in, in the order in which they came; at the first node only.
+    pub(super) arrivals: Vec<Present>,
+    /// Why this node takes nobody in any more, for people.
+    pub(super) closed: Option<String>,
+    /// Connections of processes that the record doesn't list, as far as this node has read it: since
+    /// when, and their incarnations.
+    pub(super) early: BTreeMap<NodeId, (u64, u64)>,
     pub(super) peers: Peers,
     /// Live members that this node can't talk to: since when, and why.
     pub(super) suspects: BTreeMap<NodeId, (u64, String)>,
     /// A transaction is under way.
     pub(super) proposed: bool,
-    /// Why no node is taken in any more.
-    pub(super) closed: Option<String>,
     /// Why etcd was not reached at the last attempt, for people.
     pub(super) failure: Option<String>,
     created_ms: u64,
@@ -79,17 +84,19 @@ impl EtcdMembership {
                 max: u64::MAX,
             });
         }
-        let present = record.members();
+        let present = record.members().union(record.joining());
         Ok(Self {
             state: State::Joining,
             lease,
             revision,
             record,
             present,
+            arrivals: Vec::new(),
+            closed: None,
+            early: BTreeMap::new(),
             peers: Peers::new(&config),
             suspects: BTreeMap::new(),
             proposed: false,
-            closed: None,
             failure: None,
             created_ms: now_ms,
             stepped_ms: now_ms,
@@ -111,6 +118,7 @@ impl EtcdMembership {
     fn look_at_clock(&mut self, now_ms: u64, out: &mut Vec<Action>) {
         let gap_ms = now_ms - self.stepped_ms;
         self.stepped_ms = now_ms;
+        self.refuse_unlisted(now_ms, out);
         let silent_ms = now_ms.saturating_sub(self.lease.confirmed_ms);
         if silent_ms >= self.right_ms() {
             let reason = if gap_ms >= self.right_ms() {
@@ -144,34 +152,58 @@ impl EtcdMembership {
         if self.proposed {
             return;
         }
-        let mut next = self.record.clone();
-        let (mut present, mut absent) = (Vec::new(), Vec::new());
-        if self.state == State::Joining {
-            if !self.peers.are_ready(self.config.all()) {
-                return;
-            }
-            next.started = true;
-            present = self.record.nodes.iter().map(|it| (it.name.clone(), it.lease)).collect();
-        } else {
-            for (node, listed) in self.record.numbered().filter(|(node, _)| *node != self.config.me)
-            {
-                if let Some(standing) = self.verdict_on(now_ms, node, &listed.standing) {
-                    if matches!(standing, Standing::Removed { .. }) {
-                        absent.push((listed.name.clone(), listed.lease));
-                    }
-                    next.set(node, standing);
-                }
-            }
-            if matches!(self.state, State::Leaving { .. }) {
-                next.set(self.config.me, Standing::Left);
-            }
-        }
-        if next != self.record {
+        let proposal = match self.state {
+            State::Joining if self.record.has_started() => self.come_in(),
+            State::Joining => self.start(),
+            _ => self.go_on(now_ms).or_else(|| self.take_in()),
+        };
+        if let Some(proposal) = proposal {
             self.proposed = true;
-            let revision = self.revision;
-            let proposal = Proposal { revision, record: next, present, absent };
             out.push(Action::Propose(Box::new(proposal)));
         }
+    }
+
+    fn start(&self) -> Option<Proposal> {
+        let all = self.config.all();
+        self.peers.are_ready(all).then(|| Proposal {
+            revision: self.revision,
+            record: self.record.with_member(self.config.me),
+            present: self.keys(all),
+            absent: Vec::new(),
+        })
+    }
+
+    /// What has become of others, and what becomes of this one.
+    fn go_on(&self, now_ms: u64) -> Option<Proposal> {
+        let mut next = self.record.clone();
+        let mut stopped = NodeSet::EMPTY;
+        for (node, listed) in self.record.numbered().filter(|(node, _)| *node != self.config.me) {
+            if let Some(standing) = self.verdict_on(now_ms, node, &listed.standing) {
+                if standing.is_over() {
+                    stopped.insert(node);
+                }
+                next.set(node, standing);
+            }
+        }
+        if matches!(self.state, State::Leaving { .. }) {
+            next.set(self.config.me, Standing::Left);
+        }
+        if next.closed.is_none() {
+            next.closed.clone_from(&self.closed);
+        }
+        next.follow(&self.record);
+        (next != self.record).then(|| Proposal {
+            revision: self.revision,
+            record: next,
+            present: Vec::new(),
+            absent: self.keys(stopped),
+        })
+    }
+
+    /// The keys of `nodes`: names and leases.
+    pub(super) fn keys(&self, nodes: NodeSet) -> Vec<(String, u64)> {
+        let listed = nodes.iter().filter_map(|node| self.record.get(node));
+        listed.map(|it| (it.name.clone(), it.lease)).collect()
     }
 
     /// What should become of another node, if it should change.
@@ -179,6 +211,7 @@ impl EtcdMembership {
         let gone = !self.present.contains(node);
         match standing {
             Standing::Lost { reason } if gone => Some(Standing::Removed { reason: reason.clone() }),
+            Standing::Joining => gone.then_some(Standing::Gone),
             Standing::Member if gone => {
                 let known = self.suspects.get(&node).map(|(_, why)| self.accuse(why));
                 let ended = || "its lease in etcd ended: etcd didn't hear it".to_owned();
@@ -190,7 +223,7 @@ impl EtcdMembership {
                 (waited_ms >= self.hesitation_ms(now_ms))
                     .then(|| Standing::Lost { reason: self.accuse(why) })
             }
-            Standing::Lost { .. } | Standing::Removed { .. } | Standing::Left => None,
+            _ => None,
         }
     }
 
@@ -226,7 +259,7 @@ impl EtcdMembership {
 
     pub(super) fn send_heartbeats(&self, now_ms: u64, out: &mut Vec<Action>) {
         for node in self.peers.others_connected().iter() {
-            if self.record.live().contains(node) {
+            if self.record.live().contains(node) || self.record.joining().contains(node) {
                 out.push(self.peers.heartbeat(&self.config, self.epoch(), now_ms, node));
             }
         }
@@ -241,8 +274,12 @@ impl EtcdMembership {
     }
 
     fn waiting_for(&self) -> String {
-        let names: Vec<_> = self.missing().iter().map(|node| self.config.name(node)).collect();
-        if names.is_empty() { "other nodes' connections".into() } else { names.join(", ") }
+        let missing = self.missing();
+        let mut parts: Vec<_> = missing.iter().map(|node| self.config.name(node)).collect();
+        if self.record.has_started() {
+            parts.extend(self.waiting_to_come_in(missing));
+        }
+        if parts.is_empty() { "other nodes' connections".into() } else { parts.join(", ") }
     }
 }
 
@@ -264,6 +301,12 @@ impl Machine for EtcdMembership {
         out
     }
 
+    fn close(&mut self, reason: &str) {
+        let reason = clip_reason(reason);
+        let reason = if reason.is_empty() { "it is closed".into() } else { reason };
+        self.closed.get_or_insert(reason);
+    }
+
     fn verdict(&self) -> Verdict<'_> {
         Verdict {
             state: &self.state,
@@ -277,24 +320,17 @@ impl Machine for EtcdMembership {
     fn next_tick_ms(&self) -> u64 {
         self.next_heartbeat_ms
     }
-
-    fn close(&mut self, reason: &str) {
-        self.closed.get_or_insert_with(|| clip_reason(reason));
-    }
 }
 
 impl EtcdMembership {
-    fn runs(&self) -> bool {
-        self.record.started
+    /// Whether it is a member of a cluster that runs, or was.
+    pub(super) fn runs(&self) -> bool {
+        let own = self.record.get(self.config.me);
+        self.record.has_started() && own.is_some_and(|own| !own.is_newcomer())
     }
 
     fn epoch(&self) -> u64 {
-        self.record.epoch()
-    }
-
-    pub(super) fn current(&self) -> Epoch {
-        let number = u16::try_from(self.epoch()).unwrap_or(u16::MAX);
-        Epoch::first(number, self.members())
+        if self.runs() { self.record.epoch.into() } else { 0 }
     }
 
     fn members(&self) -> NodeSet {
@@ -305,7 +341,11 @@ impl EtcdMembership {
         if self.runs() { self.record.live() } else { NodeSet::EMPTY }
     }
 
+    /// Whom this node would talk to, and has no connection with: who is gone is not missed, and a
+    /// newcomer doesn't wait for others.
     pub(super) fn missing(&self) -> NodeSet {
-        self.peers.missing()
+        let newcomers = if self.runs() { self.record.joining() } else { NodeSet::EMPTY };
+        let wanted = self.record.live().union(newcomers);
+        wanted.minus(self.peers.connected())
     }
 }

@@ -1,9 +1,12 @@
 //! What a node does with an event, where etcd decides.
 
+use std::sync::Arc;
+
 use dsm_core::types::{NodeId, NodeSet};
 
+use super::joining::{Welcome, not_listed};
 use super::machine::EtcdMembership;
-use super::record::{Record, Standing};
+use super::record::{Listed, Record, Standing};
 use crate::control::{MemberMessage, clip_reason};
 use crate::membership::event::{Action, EndReason, Event, Said, State};
 
@@ -58,11 +61,18 @@ impl EtcdMembership {
                 self.proposed = false;
                 let there = record.numbered().filter(|(_, listed)| view.has(listed));
                 self.present = there.map(|(node, _)| node).collect();
+                if self.config.me.index() == 0 {
+                    self.arrivals = view.arrivals(&record).into_iter().cloned().collect();
+                }
                 if view.revision > self.revision {
                     self.revision = view.revision;
                     self.on_record(now_ms, record, out);
                 }
-                self.check_forming(out);
+                if self.record.has_started() {
+                    self.check_way_in(&view, out);
+                } else {
+                    self.check_forming(out);
+                }
             }
         }
     }
@@ -82,76 +92,181 @@ impl EtcdMembership {
     }
 
     fn on_record(&mut self, now_ms: u64, next: Record, out: &mut Vec<Action>) {
+        let me = self.config.me;
         if !self.record.leads_to(&next) {
             return self.overwritten("what it says doesn't follow what it said", out);
         }
-        let before = std::mem::replace(&mut self.record, next);
-        match self.record.standing(self.config.me) {
+        if !self.record.get(me).zip(next.get(me)).is_some_and(|(own, it)| own.is_same(it)) {
+            let reason = "another process has its place".into();
+            return self.end(EndReason::Excluded { reason }, out);
+        }
+        let mut before = std::mem::replace(&mut self.record, next);
+        match self.record.standing(me) {
             Standing::Lost { reason } | Standing::Removed { reason } => {
                 let reason = reason.clone();
                 return self.end(EndReason::Excluded { reason }, out);
             }
+            Standing::Gone => {
+                let reason = "its lease in etcd ended before it was a member".into();
+                return self.end(EndReason::Excluded { reason }, out);
+            }
             Standing::Left => return self.end(EndReason::Left, out),
-            Standing::Member => {}
+            Standing::Member | Standing::Joining => {}
         }
-        if !before.started && self.record.started {
-            self.begin(now_ms, out);
+        if self.state == State::Joining && self.runs() {
+            // Nobody else makes this node a member: it was the next record after the last one seen.
+            before = before.with_member(me);
+            if !before.leads_to(&self.record) {
+                return self.overwritten("this node joined otherwise than it meant to", out);
+            }
+            self.begin(now_ms, &before, out);
+        }
+        self.tell_changes(now_ms, &before, out);
+        self.welcome_listed(now_ms, out);
+    }
+
+    /// This node is a member from `first` on.
+    fn begin(&mut self, now_ms: u64, first: &Record, out: &mut Vec<Action>) {
+        self.state = State::Running;
+        self.peers.hear_all(now_ms);
+        out.push(Action::BecameRunning(first.in_force()));
+        for node in self.others(first.live()).minus(self.peers.connected()).iter() {
+            self.suspect(now_ms, node, "it went away while the cluster started");
+        }
+    }
+
+    /// Tells what happened to others between the record `before` and the present one.
+    fn tell_changes(&mut self, now_ms: u64, before: &Record, out: &mut Vec<Action>) {
+        let is_in = self.runs();
+        let names = self.record.nodes.iter().map(|it| it.name.clone()).collect();
+        if self.config.names != names {
+            Arc::make_mut(&mut self.config).names = names;
+            self.peers.grow(self.record.nodes.len());
         }
         let changes: Vec<_> = self
             .record
             .numbered()
-            .filter(|(node, listed)| *before.standing(*node) != listed.standing)
-            .map(|(node, listed)| (node, listed.standing.clone()))
+            .filter(|(node, listed)| before.get(*node) != Some(*listed))
+            .map(|(node, listed)| (node, listed.clone()))
             .collect();
-        for (node, standing) in changes {
-            let known = matches!(before.standing(node), Standing::Lost { .. });
-            match standing {
-                Standing::Lost { reason } | Standing::Removed { reason } if !known => {
-                    self.peers.refuse(node, &format!("declared lost: {reason}"), out);
-                    out.push(Action::PeerLost { node, reason });
-                }
-                Standing::Left => out.push(Action::PeerLeft { node }),
-                _ => {}
+        let mut late = Vec::new();
+        for (node, listed) in changes {
+            let known = before.get(node).filter(|was| was.is_same(&listed));
+            let was = known.map_or(&Standing::Joining, |was| &was.standing);
+            if known.is_none() {
+                self.give_place(node, before.standing(node), &listed, out);
             }
             self.suspects.remove(&node);
+            if *was == Standing::Joining {
+                late.extend(self.tell_of_newcomer(now_ms, node, listed.standing, out));
+            } else {
+                self.tell_of_member(node, was, listed.standing, out);
+            }
         }
-        if before.started && before.epoch() != self.record.epoch() {
-            out.push(Action::NewEpoch(self.current()));
+        if is_in && before.epoch != self.record.epoch {
+            out.push(Action::NewEpoch(self.record.in_force()));
+        }
+        out.append(&mut late);
+    }
+
+    /// Another process has the place of one that was `before`.
+    fn give_place(&mut self, node: NodeId, before: &Standing, to: &Listed, out: &mut Vec<Action>) {
+        let reason = "another process has its place";
+        self.peers.refuse(node, reason, out);
+        if self.runs() && *before == Standing::Member {
+            // The first node waits until every member knows what became of the last one. Should it
+            // not have: whoever uses what that one had must be told all the same.
+            out.push(Action::PeerLost { node, reason: reason.into() });
+        }
+        out.push(Action::Listed {
+            node,
+            name: to.name.clone(),
+            listen: to.listen.clone(),
+            memory_bytes: to.memory_bytes,
+            incarnation: to.incarnation,
+        });
+    }
+
+    /// A process that was no member when the record was read last is `now` something. Returns what
+    /// is to be told after the epoch with which it joined.
+    fn tell_of_newcomer(
+        &mut self,
+        now_ms: u64,
+        node: NodeId,
+        now: Standing,
+        out: &mut Vec<Action>,
+    ) -> Option<Action> {
+        match now {
+            Standing::Joining => None,
+            Standing::Member => {
+                let peer = self.peers.get_mut(node)?;
+                peer.heard_ms = now_ms;
+                if peer.incarnation.is_none() {
+                    self.suspect(now_ms, node, "it went away while it joined");
+                }
+                None
+            }
+            Standing::Lost { reason } => {
+                self.peers.refuse(node, &format!("declared lost: {reason}"), out);
+                self.runs().then_some(Action::PeerLost { node, reason })
+            }
+            Standing::Gone | Standing::Removed { .. } | Standing::Left => {
+                self.peers.refuse(node, "it is gone", out);
+                None
+            }
         }
     }
 
-    fn begin(&mut self, now_ms: u64, out: &mut Vec<Action>) {
-        self.state = State::Running;
-        self.peers.hear_all(now_ms);
-        out.push(Action::BecameRunning(self.current()));
-        for node in self.missing().iter() {
-            self.suspect(now_ms, node, "it went away while the cluster started");
+    fn tell_of_member(
+        &mut self,
+        node: NodeId,
+        was: &Standing,
+        now: Standing,
+        out: &mut Vec<Action>,
+    ) {
+        let (known, is_in) = (matches!(was, Standing::Lost { .. }), self.runs());
+        match now {
+            Standing::Lost { reason } | Standing::Removed { reason } if !known => {
+                self.peers.refuse(node, &format!("declared lost: {reason}"), out);
+                if is_in {
+                    out.push(Action::PeerLost { node, reason });
+                }
+            }
+            Standing::Left if is_in => out.push(Action::PeerLeft { node }),
+            _ => {}
         }
     }
 
     // Peers.
 
-    fn on_connected(&mut self, now_ms: u64, node: NodeId, incarnation: u64, out: &mut Vec<Action>) {
-        let listed = self.record.nodes.get(node.index()).map(|listed| listed.incarnation);
-        let refusal = match &self.state {
-            State::Ended { reason } => {
-                Some(format!("node `{}` has ended: {reason}", self.config.name(self.config.me)))
+    pub(super) fn on_connected(
+        &mut self,
+        now_ms: u64,
+        node: NodeId,
+        incarnation: u64,
+        out: &mut Vec<Action>,
+    ) {
+        let refusal = match (&self.state, self.welcome(node, incarnation)) {
+            (State::Ended { reason }, _) => {
+                format!("node `{}` has ended: {reason}", self.config.name(self.config.me))
             }
-            State::Joining if listed == Some(incarnation) && node != self.config.me => None,
-            _ => Some(format!(
-                "it is not the process that etcd lists for this cluster, or no longer (epoch {})",
-                self.record.epoch()
-            )),
+            (_, Welcome::Now) => {
+                self.peers.connect(now_ms, node, incarnation);
+                return self.send_heartbeats(now_ms, out); // everyone waits for this news
+            }
+            (_, Welcome::Later) => {
+                self.early.insert(node, (now_ms, incarnation));
+                return;
+            }
+            (_, Welcome::Never) => not_listed(self.record.epoch),
         };
-        if let Some(reason) = refusal {
-            out.push(Action::Refuse { node, incarnation, reason: clip_reason(&reason) });
-            return;
-        }
-        self.peers.connect(now_ms, node, incarnation);
-        self.send_heartbeats(now_ms, out); // everyone waits for this news
+        out.push(Action::Refuse { node, incarnation, reason: clip_reason(&refusal) });
     }
 
     fn on_disconnected(&mut self, now_ms: u64, node: NodeId, incarnation: u64, why: &str) {
+        if self.early.get(&node).is_some_and(|(_, early)| *early == incarnation) {
+            self.early.remove(&node);
+        }
         let Some(peer) = self.peers.get_mut(node) else { return };
         if peer.incarnation == Some(incarnation) {
             peer.incarnation = None;
@@ -175,6 +290,13 @@ impl EtcdMembership {
             MemberMessage::Gone { reason } => {
                 let why = format!("it ended and says: {reason}");
                 return self.suspect(now_ms, from, &why);
+            }
+            // A newcomer has no say, and what members say to one is etcd's to say.
+            MemberMessage::Fatal { .. }
+                if self.record.has_started()
+                    && !(self.runs() && self.record.live().contains(from)) =>
+            {
+                return;
             }
             MemberMessage::Fatal { reason } => {
                 let name = self.config.name(from);

@@ -2,14 +2,49 @@
 //!
 //! The epoch key's value is a [`Record`]: the nodes in order, and what became of each. It is changed
 //! only by transactions that compare its revision, so every node sees one sequence of records. Any
-//! node may propose the next; whoever is first wins, and the others look again. No node is special.
+//! node may propose the next; whoever is first wins, and the others look again. About
+//! members, no node has more to say than another.
 //!
 //! # The way of a node
 //!
 //! It takes a lease, puts a key of its own under it, and [`Forming`] brings it into a list. Then
 //! [`EtcdMembership`] goes the way that [the static machine](crate::membership) goes: *Joining* until
 //! everyone is connected with everyone, when the first to know it writes that the cluster has
-//! started; *Running*; perhaps *Leaving*, until its own transaction says that it left; *Ended*.
+//! started, or until it has joined one that has; *Running*; perhaps *Leaving*, until its own
+//! transaction says that it left; *Ended*.
+//!
+//! # Joining a cluster that runs
+//!
+//! 1. **Joining**: the first node of the list sees the key of a process that is not listed, and lists
+//!    it. It gets the place that its name had, or that of another node that is gone, or a new one. The
+//!    transaction compares that the newcomer's key is there, and that of who had the place is not.
+//! 2. **Member**: all that are listed connect with it. It waits until each live member has said in a
+//!    heartbeat that it has the connection too, and until no member is lost but not removed. Then it
+//!    makes itself a member, with a new epoch, in a transaction that compares that all their keys and
+//!    its own are there. Nobody else does: so what follows the last record in which it was joining is
+//!    its own, and the epoch that it begins with is known even if it reads only later ones.
+//!
+//! Only the first node takes newcomers in: it keeps the directory of regions, without which a newcomer
+//! can use none. Where that node is gone there is no way in, and so no other has to follow it in
+//! this. Its place is never given again. Nor is there one where a member has said that it can't
+//! have newcomers ([`Machine::close`](crate::membership::Machine::close)), which it writes as
+//! [`Record::closed`]. Both are seen in the record, by those who come ([`Forming`]) and those
+//! who are on their way, so that nobody has to be asked. A newcomer that is a member before
+//! `closed` is written is one: to close is in force only with the record.
+//!
+//! A newcomer whose key is gone before it is a member is **gone**, which needs no epoch: nobody used
+//! anything of it.
+//!
+//! The record can be read late, but not in ways that mix two processes up:
+//!
+//! - A place is given again only when every live member has said in a heartbeat that it knows the
+//!   epoch without the process that had it. So a member has always been told what became of it.
+//! - A newcomer may call before the one that it calls has read that it is listed. Such a connection is
+//!   kept, and nothing is said on it, until a record lists it or a timeout is over.
+//! - What one newcomer says to another, or to a member, can end neither: only etcd's word can.
+//! - Whoever reads a record and then a later one is told of what it missed as if one thing had come
+//!   after the other: losses, then [`NewEpoch`](crate::membership::Action::NewEpoch), then the loss of
+//!   those who have joined and were lost since.
 //!
 //! # Losing a node takes two steps
 //!
@@ -20,6 +55,9 @@
 //!    stopped, gives it back.
 //!
 //! A member whose key is gone without a word is lost and removed in one step.
+//!
+//! A place that is given again changes nothing in this: a process is known by its name and lease, and
+//! only one that has certainly stopped loses its place.
 //!
 //! # The right to run, and why it runs out in time
 //!
@@ -40,9 +78,21 @@
 //! [`Said::Renewed`](crate::membership::Said::Renewed). Renewals wait for nothing else that the node
 //! asks of etcd: only so does a lease end only if etcd did not hear of its node for that long.
 //!
+//! A newcomer has a lease and this right from the beginning, before it is a member. Since it becomes
+//! one only while its key is there, it is no exception to what was said.
+//!
 //! What nobody may do is delete a running node's key or revoke its lease from outside.
+//!
+//! # What the driver owes
+//!
+//! What [the static machine](crate::membership) is owed, and with each process that is
+//! [`Listed`](crate::membership::Action::Listed) a connection: who has the higher number calls, and as
+//! long as the other one is [missing](crate::membership::Verdict::missing) it calls again. That a newcomer
+//! is gone before it was a member shows there too. Between two processes with the same number, the end
+//! of the first one's connection is told before the second one's.
 
 mod forming;
+mod joining;
 mod machine;
 mod member;
 mod record;

@@ -1,19 +1,26 @@
 //! What the epoch key says: who belongs to the cluster, and what became of each.
 
-use dsm_core::types::{NODES_MAX, NodeId, NodeSet};
+use dsm_core::types::{Epoch, NODES_MAX, NodeId, NodeSet};
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::control::clip_reason;
 use crate::limits::{NODE_ADDRESS_BYTES_MAX, NODE_NAME_BYTES_MAX, REASON_BYTES_MAX};
 
-/// The value of the epoch key. A node's standing only ever moves on, and so the epoch only rises.
+/// Newcomers are taken in up to this epoch, of 65,535: what is left is far more than all nodes need
+/// to go.
+const JOIN_EPOCH_MAX: u16 = 65_000;
+
+/// The value of the epoch key. A process's standing only ever moves on, and the epoch only rises.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Record {
-    /// Whether the cluster runs: everyone was connected with everyone.
-    pub started: bool,
-    /// All nodes; a node's number is its place.
+    /// The epoch; 0 until everyone was connected with everyone. It rises whenever the members change.
+    pub epoch: u16,
+    /// All nodes; a node's number is its place. Who joins gets the place of one that is gone, or one
+    /// more. The first place is never given again: its node keeps the directory of regions.
     pub nodes: Vec<Listed>,
+    /// Why the cluster takes nobody in any more, for people.
+    pub closed: Option<String>,
 }
 
 /// One node of a [`Record`].
@@ -29,6 +36,8 @@ pub struct Listed {
     pub incarnation: u64,
     /// Its lease; it is there as long as its own key is, under this lease.
     pub lease: u64,
+    /// The epoch that it joined with; 0 if it was there from the start, or is no member yet.
+    pub joined: u16,
     /// What became of it.
     pub standing: Standing,
 }
@@ -36,6 +45,10 @@ pub struct Listed {
 /// What became of a node.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Standing {
+    /// It is on its way into the cluster that runs, and no member yet.
+    Joining,
+    /// It was on its way in, and has certainly stopped.
+    Gone,
     /// It belongs to the cluster.
     Member,
     /// It is lost, but may not know yet: still a member of the epoch.
@@ -53,17 +66,61 @@ pub enum Standing {
 }
 
 impl Standing {
-    fn is_member(&self) -> bool {
+    pub(super) fn is_member(&self) -> bool {
         matches!(self, Self::Member | Self::Lost { .. })
+    }
+
+    /// Whether its place may be given again.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self, Self::Gone | Self::Removed { .. } | Self::Left)
     }
 
     /// Whether `next` can be what became of it later.
     fn leads_to(&self, next: &Self) -> bool {
         match (self, next) {
-            (Self::Member, _) => true,
+            (Self::Joining, _) => true,
+            (Self::Member, next) => !matches!(next, Self::Joining | Self::Gone),
             (Self::Lost { reason }, Self::Removed { reason: later }) => reason == later,
             _ => self == next,
         }
+    }
+}
+
+impl Listed {
+    /// Whether both are about one process.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.name == other.name
+            && self.listen == other.listen
+            && self.memory_bytes == other.memory_bytes
+            && self.incarnation == other.incarnation
+            && self.lease == other.lease
+    }
+
+    /// Why nobody can be taken in without it: the first node.
+    pub(super) fn gone(&self) -> String {
+        format!("node `{}`, which keeps the list of regions, is gone", self.name)
+    }
+
+    /// Whether it is none that was ever a member.
+    pub(super) fn is_newcomer(&self) -> bool {
+        matches!(self.standing, Standing::Joining | Standing::Gone)
+    }
+
+    /// Whether it can have come after `epoch`.
+    fn comes_after(&self, epoch: u16) -> bool {
+        self.joined > epoch || self.is_newcomer()
+    }
+
+    /// Whether `next` can be later at the same place, seen from `epoch`.
+    fn leads_to(&self, next: &Self, epoch: u16) -> bool {
+        if !self.is_same(next) {
+            return next.comes_after(epoch);
+        }
+        let joins = match self.standing {
+            Standing::Joining => next.comes_after(epoch),
+            _ => self.joined == next.joined,
+        };
+        joins && self.standing.leads_to(&next.standing)
     }
 }
 
@@ -73,10 +130,16 @@ impl Standing {
 pub struct RecordError(String);
 
 impl Record {
-    /// The epoch: 0 before the start, then one more for each node that is no member any more.
-    pub fn epoch(&self) -> u64 {
-        let gone = self.nodes.iter().filter(|node| !node.standing.is_member()).count();
-        if self.started { 1 + gone as u64 } else { 0 }
+    /// Whether the cluster runs, or ran.
+    pub fn has_started(&self) -> bool {
+        self.epoch > 0
+    }
+
+    /// The epoch, for those who go by it.
+    pub fn in_force(&self) -> Epoch {
+        let members = self.numbered().filter(|(_, it)| it.standing.is_member());
+        let joined = members.filter(|(_, it)| it.joined > 0).map(|(node, it)| (node, it.joined));
+        Epoch { number: self.epoch, members: self.members(), joined: joined.collect() }
     }
 
     /// The members, lost ones included until they are removed.
@@ -89,6 +152,11 @@ impl Record {
         self.select(|standing| *standing == Standing::Member)
     }
 
+    /// The nodes that are on their way in.
+    pub fn joining(&self) -> NodeSet {
+        self.select(|standing| *standing == Standing::Joining)
+    }
+
     fn select(&self, which: impl Fn(&Standing) -> bool) -> NodeSet {
         self.numbered().filter(|(_, it)| which(&it.standing)).map(|(node, _)| node).collect()
     }
@@ -99,9 +167,14 @@ impl Record {
         numbers.filter_map(|(index, listed)| Some((NodeId::new(index)?, listed)))
     }
 
+    /// Who has a place.
+    pub fn get(&self, node: NodeId) -> Option<&Listed> {
+        self.nodes.get(node.index())
+    }
+
     /// What became of `node`; an unknown one has left.
     pub fn standing(&self, node: NodeId) -> &Standing {
-        self.nodes.get(node.index()).map_or(&Standing::Left, |listed| &listed.standing)
+        self.get(node).map_or(&Standing::Left, |listed| &listed.standing)
     }
 
     pub(super) fn set(&mut self, node: NodeId, standing: Standing) {
@@ -110,21 +183,70 @@ impl Record {
         }
     }
 
-    /// Whether `next` can be a later state of this cluster.
-    pub(super) fn leads_to(&self, next: &Self) -> bool {
-        let same = |(a, b): (&Listed, &Listed)| {
-            a.standing.leads_to(&b.standing)
-                && *a == Listed { standing: a.standing.clone(), ..b.clone() }
+    /// Makes this the record that follows `before`: a new epoch if the members are others.
+    pub(super) fn follow(&mut self, before: &Self) {
+        if self.members() != before.members() {
+            self.epoch = before.epoch.saturating_add(1);
+        }
+    }
+
+    /// What follows when `node` becomes a member: all of the list, if the cluster has not started.
+    pub(super) fn with_member(&self, node: NodeId) -> Self {
+        let mut next = Self { epoch: self.epoch.saturating_add(1), ..self.clone() };
+        if self.has_started()
+            && let Some(listed) = next.nodes.get_mut(node.index())
+        {
+            (listed.standing, listed.joined) = (Standing::Member, next.epoch);
+        }
+        next
+    }
+
+    /// Why nobody can be taken in, if that is so for good; for people.
+    pub(super) fn no_way_in(&self) -> Option<String> {
+        if let Some(reason) = &self.closed {
+            return Some(reason.clone());
+        }
+        let first = self.nodes.first()?;
+        if first.standing != Standing::Member || first.joined != 0 {
+            return Some(first.gone());
+        }
+        let too_many = self.epoch >= JOIN_EPOCH_MAX;
+        too_many.then(|| "too many nodes have come and gone".into())
+    }
+
+    /// The place for a node called `name`: the one that it had, or that of a node that is gone, or a
+    /// new one. `None` if there is none now.
+    pub(super) fn place_for(&self, name: &str, is_free: impl Fn(usize) -> bool) -> Option<usize> {
+        let own = self.nodes.iter().position(|it| it.name == name);
+        let is_over = |it: &Listed| it.standing.is_over();
+        let can_have = |index: &usize| {
+            *index > 0 && self.nodes.get(*index).is_some_and(is_over) && is_free(*index)
         };
-        self.nodes.len() == next.nodes.len()
-            && self.nodes.iter().zip(&next.nodes).all(same)
-            && (next.started || !self.started)
+        if own.is_some() {
+            return own.filter(can_have);
+        }
+        let another = (0..self.nodes.len()).find(can_have);
+        another.or_else(|| (self.nodes.len() < NODES_MAX).then_some(self.nodes.len()))
+    }
+
+    /// Whether `next` can be a later state of this cluster; there may have been others between.
+    pub(super) fn leads_to(&self, next: &Self) -> bool {
+        let places = || self.nodes.iter().zip(&next.nodes);
+        let mut more = next.nodes.iter().skip(self.nodes.len());
+        let same_members = self.members() == next.members()
+            && places().all(|(a, b)| a.is_same(b) || !a.standing.is_member());
+        self.nodes.len() <= next.nodes.len()
+            && places().all(|(a, b)| a.leads_to(b, self.epoch))
+            && places().take(1).all(|(a, b)| a.is_same(b))
+            && more.all(|it| it.comes_after(self.epoch))
+            && (self.epoch < next.epoch || self.epoch == next.epoch && same_members)
+            && (self.closed.is_none() || self.closed == next.closed)
     }
 
     /// As text, for the key's value.
     pub fn to_json(&self) -> String {
         let nodes: Vec<Value> = self.nodes.iter().map(listed_to_json).collect();
-        json!({ "started": self.started, "epoch": self.epoch(), "nodes": nodes }).to_string()
+        json!({ "epoch": self.epoch, "closed": self.closed, "nodes": nodes }).to_string()
     }
 
     /// Reads a key's value.
@@ -133,21 +255,40 @@ impl Record {
     /// [`RecordError`] names the first field that is wrong.
     pub fn from_json(text: &str) -> Result<Self, RecordError> {
         let value: Value = serde_json::from_str(text).map_err(|e| RecordError(e.to_string()))?;
-        let started = value.get("started").and_then(Value::as_bool);
-        let nodes = value.get("nodes").and_then(Value::as_array);
-        let (Some(started), Some(nodes)) = (started, nodes) else {
-            return Err(RecordError("`started` or `nodes` is missing".into()));
+        let Some(nodes) = value.get("nodes").and_then(Value::as_array) else {
+            return Err(RecordError("`nodes` is missing".into()));
         };
         if nodes.is_empty() || nodes.len() > NODES_MAX {
             return Err(RecordError(format!("{} nodes; a cluster has 1 to 64", nodes.len())));
         }
         let nodes = nodes.iter().map(listed_from_json).collect::<Result<_, _>>()?;
-        Ok(Self { started, nodes })
+        let closed = match value.get("closed") {
+            None | Some(Value::Null) => None,
+            Some(_) => Some(reason(&value, "closed")?),
+        };
+        let record = Self { epoch: epoch(&value, "epoch")?, nodes, closed };
+        record.check()?;
+        Ok(record)
+    }
+
+    /// What no single field shows.
+    fn check(&self) -> Result<(), RecordError> {
+        for (index, it) in self.nodes.iter().enumerate() {
+            if it.joined > self.epoch || it.joined > 0 && it.is_newcomer() {
+                return Err(RecordError(format!("`{}` joined in epoch {}", it.name, it.joined)));
+            }
+            if self.nodes.iter().take(index).any(|earlier| earlier.name == it.name) {
+                return Err(RecordError(format!("`{}` is listed twice", it.name)));
+            }
+        }
+        Ok(())
     }
 }
 
 fn listed_to_json(node: &Listed) -> Value {
     let (standing, reason) = match &node.standing {
+        Standing::Joining => ("joining", None),
+        Standing::Gone => ("gone", None),
         Standing::Member => ("member", None),
         Standing::Lost { reason } => ("lost", Some(reason)),
         Standing::Removed { reason } => ("removed", Some(reason)),
@@ -159,20 +300,24 @@ fn listed_to_json(node: &Listed) -> Value {
         "memory_bytes": node.memory_bytes,
         "incarnation": node.incarnation,
         "lease": node.lease,
+        "joined": node.joined,
         "standing": standing,
         "reason": reason,
     })
 }
 
 fn listed_from_json(value: &Value) -> Result<Listed, RecordError> {
-    let reason = || text(value, "reason", REASON_BYTES_MAX).map(|reason| clip_reason(&reason));
+    let reason = || reason(value, "reason");
     Ok(Listed {
         name: text(value, "name", NODE_NAME_BYTES_MAX)?,
         listen: text(value, "listen", NODE_ADDRESS_BYTES_MAX)?,
         memory_bytes: number(value, "memory_bytes")?,
         incarnation: number(value, "incarnation")?,
         lease: number(value, "lease")?,
+        joined: epoch(value, "joined")?,
         standing: match text(value, "standing", NODE_NAME_BYTES_MAX)?.as_str() {
+            "joining" => Standing::Joining,
+            "gone" => Standing::Gone,
             "member" => Standing::Member,
             "lost" => Standing::Lost { reason: reason()? },
             "removed" => Standing::Removed { reason: reason()? },
@@ -180,6 +325,15 @@ fn listed_from_json(value: &Value) -> Result<Listed, RecordError> {
             other => return Err(RecordError(format!("standing is `{other}`"))),
         },
     })
+}
+
+fn reason(value: &Value, field: &str) -> Result<String, RecordError> {
+    text(value, field, REASON_BYTES_MAX).map(|reason| clip_reason(&reason))
+}
+
+fn epoch(value: &Value, field: &str) -> Result<u16, RecordError> {
+    u16::try_from(number(value, field)?)
+        .map_err(|_| RecordError(format!("`{field}` is over {}", u16::MAX)))
 }
 
 pub(super) fn text(value: &Value, field: &str, bytes_max: usize) -> Result<String, RecordError> {
