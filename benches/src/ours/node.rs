@@ -13,7 +13,7 @@ use dsm_core::engine::{Engine, EngineConfig, EngineEvent, RegionSpec, WaitMode};
 use dsm_core::pages::RegionMemory;
 use dsm_core::protocol::Features;
 use dsm_core::transport::{Connection, Options, Stream};
-use dsm_core::types::{NodeId, NodeSet, PAGE_SIZE, RegionId};
+use dsm_core::types::{Epoch, NodeId, NodeSet, PAGE_SIZE, RegionId};
 use dsm_core::uffd::Mode;
 
 use super::control::{Answer, Command, Order};
@@ -147,8 +147,10 @@ impl Node {
 
     fn lose(&self) -> Result<f64, String> {
         let last = NodeId::new(self.engine.config().nodes - 1).ok_or("no last node")?;
+        let survivors = NodeSet::first(last.index());
         let start = Instant::now();
-        self.engine.lose(NodeSet::only(last), 1).map_err(|error| chain(&error))?;
+        self.engine.detach(last);
+        self.engine.change(&Epoch::first(1, survivors)).map_err(|error| chain(&error))?;
         let settled = self.when_settled.recv_timeout(SETTLES).map_err(|error| chain(&error))?;
         Ok(settled.duration_since(start).as_secs_f64() * 1e6)
     }

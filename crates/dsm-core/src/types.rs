@@ -96,6 +96,11 @@ impl NodeSet {
         Self(self.0 & !other.0)
     }
 
+    /// The members that `other` has, too.
+    pub const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// Whether `node` is a member.
     pub fn contains(self, node: NodeId) -> bool {
         self.0 & (1 << node.0) != 0

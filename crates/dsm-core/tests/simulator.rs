@@ -147,8 +147,8 @@ fn join(config: &mut Config, lost: &[usize], random: &mut Random) {
     for node in 0..config.nodes() {
         let late = !lost.contains(&node) && random.one_in(config.nodes() as u64);
         // Somebody was there from the beginning, and always is.
-        let others = config.nodes() - lost.len() - joining.len();
-        if late && others > 1 {
+        let absent = (0..config.nodes()).filter(|it| lost.contains(it) || joining.contains(it));
+        if late && absent.count() + 1 < config.nodes() {
             config.scripts.iter_mut().filter(|it| it.node == node).for_each(|it| it.life = 1);
             joining.push(node);
         } else if lost.contains(&node) && !random.one_in(3) {

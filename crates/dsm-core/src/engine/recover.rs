@@ -8,8 +8,8 @@ use super::shard::{Outgoing, Shard};
 use crate::pages::MemoryError;
 use crate::types::{Epoch, NodeId, NodeSet, Page, RegionId};
 
-/// The shares of those nodes that are `members`; the others have none.
-pub(super) fn shares_of(members: NodeSet, shares: &[u64]) -> Vec<u64> {
+/// The shares of those nodes that are `members`; the others have none. All zero counts as all equal.
+pub fn shares_of(members: NodeSet, shares: &[u64]) -> Vec<u64> {
     let even = shares.iter().all(|&share| share == 0);
     let share = |(node, &share): (usize, &u64)| {
         let member = NodeId::new(node).is_some_and(|node| members.contains(node));
@@ -19,9 +19,9 @@ pub(super) fn shares_of(members: NodeSet, shares: &[u64]) -> Vec<u64> {
 }
 
 impl Engine {
-    /// `epoch` begins. Connections to nodes that are no members any more are closed, and regions with
-    /// [`crate::protocol::Features::recover`] go on; the others end, as by [`Engine::end`]. All members
-    /// are to be told of the same epochs ([`crate::protocol::Protocol::change`]).
+    /// `epoch` begins. Connections to nodes that are no members any more must have been closed. Regions
+    /// with [`crate::protocol::Features::recover`] go on; the others end, as by [`Engine::end`]. All
+    /// members are to be told of the same epochs ([`crate::protocol::Protocol::change`]).
     /// [`super::EngineEvent::Recovered`] says when a region has settled.
     ///
     /// Regions opened later have no part at nodes that are no members. All members must open a region in
@@ -31,8 +31,7 @@ impl Engine {
     ///
     /// [`EngineError::Stopped`].
     pub fn change(&self, epoch: &Epoch) -> Result<(), EngineError> {
-        let before = std::mem::replace(&mut *self.epoch_mut(), epoch.clone());
-        before.members.minus(epoch.members).iter().for_each(|node| self.detach(node));
+        *self.epoch_mut() = epoch.clone();
         self.ask_all(|reply| Command::Change { epoch: Box::new(epoch.clone()), reply }).map(drop)
     }
 

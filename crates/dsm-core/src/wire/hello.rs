@@ -261,9 +261,7 @@ impl Hello {
 
     /// Whether the peer that said this and the node `local` may talk.
     ///
-    /// Epochs are compared on the channels of workers and of the virtual machine, and on control
-    /// channels when both sides know one: a node that joins learns its first epoch over its control
-    /// channels.
+    /// Epochs are compared when both sides know one: a node that joins knows none.
     ///
     /// # Errors
     /// The first field that does not fit, with both values.
@@ -292,7 +290,7 @@ impl Hello {
                 format!("channel of worker {worker}, but there are {} workers", local.workers)
             })?;
         }
-        let unknown = self.channel == Channel::Control && (from.epoch == 0 || local.epoch == 0);
+        let unknown = from.epoch == 0 || local.epoch == 0;
         ensure(unknown || from.epoch == local.epoch, RefusalCode::Epoch, || {
             format!("membership epoch {} does not match epoch {}", from.epoch, local.epoch)
         })?;

@@ -151,6 +151,9 @@ impl World {
         if config.features.recover {
             self.check_recovered(config)?;
         }
+        if config.features.zeros && !self.lost {
+            self.check_touches(config)?;
+        }
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive) {
             let goes_on = !self.lost || config.features.recover;
             if goes_on && node.protocol.room_given() > 0 {

@@ -1,9 +1,9 @@
-//! Survivors go on without nodes that were lost.
+//! Survivors go on without nodes that were lost, and take nodes in.
 //!
-//! Membership, elsewhere, decides who is lost, and in which order; each loss begins the next *epoch*
-//! of the region. Every machine is told, at a moment of its own ([`Protocol::lost`]). Then:
+//! Membership, elsewhere, decides who is lost and who joins, and in which order; each change begins the
+//! next *epoch*. Every machine is told, at a moment of its own ([`Protocol::change`]). Then:
 //!
-//! | phase | what a survivor does | it ends when |
+//! | phase | what a member does | it ends when |
 //! |---|---|---|
 //! | draining | hears the lost nodes no more; takes back its requests and claims; tells all others that it has *entered*, and how many messages with ownership it ever sent them | all have entered, and all ownership that survivors had sent it is here |
 //! | deciding | reports what it has of each page to the page's *recoverer*, a survivor by the page's number; as recoverer it rules when all have reported | all recoverers' verdicts are here |
@@ -51,11 +51,19 @@
 //! are known to the owner if there is one, and no page has two. Only what may be *adopted* depends on
 //! who rules; so losses that some have been told of are reported where that can be.
 //!
-//! *It ends.* Each phase waits for messages of survivors only, which wait for nothing but the phase before.
+//! *A node that joins* goes the same way, as a member that has nothing ([`Protocol::arrive`]). It may have
+//! the number of an earlier process. What that one was the first owner of is ruled like what a lost node
+//! was, at each epoch from then on: the newcomer is the first owner of nothing. It takes all blocks for
+//! touched until those who rule tell it which are not, and does not rule itself in the epoch in which it
+//! joins. It may open the region at any moment after it joined: who had not heard of it when it entered the
+//! epoch says so again, when the newcomer has entered.
+//!
+//! *It ends.* Each phase waits for messages of members only, which wait for nothing but the phase before.
 //!
 //! Walk-shared pages have several writers, whose home may be lost: with them, regions end.
 
 mod directory;
+mod epoch;
 mod message;
 mod report;
 mod restore;
@@ -208,114 +216,10 @@ impl Protocol {
             .collect()
     }
 
-    /// For a region that begins in `epoch`. Who is no member then is the first owner of none of its
-    /// pages.
-    pub fn after(mut self, epoch: &Epoch) -> Self {
-        if self.recovers() {
-            (self.recovery.now, self.recovery.birth) = (epoch.clone(), epoch.number);
-            self.recovery.heard = epoch.members;
-        }
-        self
-    }
-
-    /// The region began in epoch `birth`, and this node has joined since; `epoch` is the latest that it
-    /// knows of. It enters that at once. To be called before anything else.
-    pub fn arrive<E: Effects>(&mut self, birth: u16, epoch: &Epoch, fx: &mut E) {
-        if !self.recovers() || !epoch.members.contains(self.me()) {
-            return self.end(fx);
-        }
-        (self.recovery.now, self.recovery.birth) = (epoch.clone(), birth);
-        self.recovery.heard = NodeSet::EMPTY;
-        self.table.arrive(self.mutated(Mutation::RecoverArrivingAsFirst));
-        self.recovery.arrives = true;
-        self.begin_epoch(fx);
-    }
-
     /// Whether the region goes on when a node is lost.
     pub fn recovers(&self) -> bool {
         let features = self.settings.features;
         features.recover && features.walk_shared.is_none()
-    }
-
-    /// `epoch` has begun: nodes were lost, left, or joined. All members must be told of the same epochs,
-    /// each in its own time, and may be told of several at once. But who is told that a node has joined
-    /// must have been told that it went, if it was a member before.
-    ///
-    /// Who is no member any more must have stopped: none of its threads can use the region. Else it could
-    /// read what the others have replaced.
-    ///
-    /// Where [`super::Features::recover`] is off, or pages may be walk-shared, the region ends.
-    pub fn change<E: Effects>(&mut self, epoch: &Epoch, fx: &mut E) {
-        if self.ended || epoch.number <= self.epoch() {
-            return;
-        }
-        if !self.recovers() || !epoch.members.contains(self.me()) {
-            return self.end(fx);
-        }
-        let recovery = &mut self.recovery;
-        let before = std::mem::replace(&mut recovery.now, epoch.clone());
-        let joined = epoch.joined_after(before.number);
-        let gone = before.members.minus(epoch.members);
-        recovery.strangers = recovery.strangers.union(gone).union(joined);
-        recovery.heard = recovery.heard.minus(joined);
-        if !self.mutated(Mutation::RecoverCountingTheLost) {
-            let recovery = &mut self.recovery;
-            recovery.sent.retain(|&node, _| !joined.contains(node));
-            recovery.received.retain(|&node, _| !joined.contains(node));
-        }
-        self.begin_epoch(fx);
-    }
-
-    /// Takes back what is under way, and tells all that this node has entered the epoch.
-    fn begin_epoch<E: Effects>(&mut self, fx: &mut E) {
-        let epoch = self.epoch();
-        let recovery = &mut self.recovery;
-        recovery.phase = Phase::Draining;
-        recovery.holdings.clear();
-        recovery.verdicts.clear();
-        (recovery.settled, recovery.arrivals) = (NodeSet::EMPTY, NodeSet::EMPTY);
-        recovery.entered.clear();
-        for (&node, &(entered, entering)) in &recovery.early {
-            if entered == epoch {
-                recovery.entered.insert(node, entering.sent);
-                if entering.arrives {
-                    recovery.arrivals.insert(node);
-                }
-            }
-        }
-        recovery.early.retain(|_, early| early.0 > epoch);
-        recovery.unaware = recovery.now.members.minus(recovery.heard);
-        self.take_back();
-        for node in self.members().without(self.me()).iter() {
-            self.say_entered(node, self.recovery.arrives, fx);
-        }
-        // Nobody else may be left; then there is nothing to contradict.
-        let _ = self.advance(fx);
-        self.settle(fx);
-    }
-
-    fn say_entered<E: Effects>(&mut self, to: NodeId, arrives: bool, fx: &mut E) {
-        let sent = self.recovery.sent.get(&to).copied().unwrap_or(0);
-        self.send(to, Message::Recover(Recover::Entered { sent, arrives }), fx);
-    }
-
-    /// `from` has entered this epoch; whether that can be. It has the region open, and is told what it may
-    /// not have heard.
-    fn receive_entered<E: Effects>(
-        &mut self,
-        from: NodeId,
-        entering: Entering,
-        fx: &mut E,
-    ) -> bool {
-        let Entering { sent, arrives } = entering;
-        if arrives {
-            self.recovery.arrivals.insert(from);
-        }
-        if self.recovery.unaware.remove(from) && !self.mutated(Mutation::RecoverUnansweredArrival) {
-            self.say_entered(from, self.recovery.arrives, fx);
-        }
-        // It may say so once more, for the same reason.
-        self.recovery.entered.insert(from, sent).is_none_or(|said| said == sent)
     }
 
     /// As [`Protocol::receive`], for a message that its sender sent in `epoch`.
@@ -493,19 +397,6 @@ impl Protocol {
         if self.settings.features.recover && message.gives_ownership() {
             *self.recovery.sent.entry(to).or_default() += 1;
         }
-    }
-
-    /// Who belongs to the cluster, as far as this machine was told.
-    pub(super) fn members(&self) -> NodeSet {
-        self.recovery.now.members
-    }
-
-    /// Whether what `node` once was the first owner of may have been anywhere since: it was away, or its
-    /// number has gone to another process.
-    fn is_void(&self, node: NodeId) -> bool {
-        let Recovery { now, birth, .. } = &self.recovery;
-        let joined = now.joined.get(&node).is_some_and(|joined| joined > birth);
-        !now.members.contains(node) || joined && !self.mutated(Mutation::RecoverTrustingReturned)
     }
 
     /// Goes on to the next phase as far as what has come allows.
