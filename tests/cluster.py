@@ -167,6 +167,8 @@ class NodeProcess:
 class Cluster:
     """Nodes that are started together, for a `with` block: on Unix sockets, or on a network.
 
+    Those of `late` are last in the list, and started by `start`.
+
     At its end each node that is still there leaves, and must end with status 0.
     """
 
@@ -174,6 +176,7 @@ class Cluster:
         self,
         nodes: Sequence[str] = NAMES,
         *,
+        late: Sequence[str] = (),
         memory_bytes: int = 64 << 20,
         heartbeat_ms: int = 100,
         timeout_ms: int = 2000,
@@ -181,36 +184,44 @@ class Cluster:
         etcd: Etcd | None = None,
     ) -> None:
         skip_without_kernel()
-        self.network = network
+        self.network, self.etcd = network, etcd
         self.directory = Path(tempfile.mkdtemp(prefix="giantvm-"))
         specs = tuple(
-            NodeSpec(name, self._address(index, name), memory_bytes)
-            for index, name in enumerate(nodes)
+            NodeSpec(name, self._address(index, name), memory_bytes, name in late)
+            for index, name in enumerate([*nodes, *late])
         )
+        self.specs = specs
         self.config = Config(
             "test",
             () if etcd else specs,
             heartbeat_ms=heartbeat_ms,
             timeout_ms=timeout_ms,
             etcd=tuple(etcd.addresses) if etcd else (),
-            node_count=len(specs) if etcd else None,
+            node_count=len(nodes) if etcd else None,
         )
-        self.nodes = [
-            NodeProcess(
-                self.config,
-                spec.name,
-                self.directory,
-                None if network is None else network.namespace(i),
-                spec if etcd else None,
-            )
-            for i, spec in enumerate(specs)
-        ]
+        self.nodes = [self._process(index) for index in range(len(nodes))]
         try:
             for node in self.nodes:
                 Answer(node, 0).result()
         except BaseException:
             self._end()
             raise
+
+    def _process(self, index: int) -> NodeProcess:
+        spec = self.specs[index]
+        namespace = None if self.network is None else self.network.namespace(index)
+        own = spec if self.etcd else None
+        return NodeProcess(self.config, spec.name, self.directory, namespace, own)
+
+    def start(self, index: int) -> NodeProcess:
+        """Starts a late node, or one that has ended once more; returns when it has joined."""
+        if index < len(self.nodes):
+            self.nodes[index].end()
+            self.nodes[index] = self._process(index)
+        else:
+            self.nodes.append(self._process(index))
+        Answer(self.nodes[index], 0).result()
+        return self.nodes[index]
 
     def _address(self, index: int, name: str) -> str:
         if self.network is None:

@@ -120,6 +120,30 @@ def test_too_many_nodes() -> None:
         Config("x", nodes)
 
 
+LATE = """
+[cluster]
+name = "x"
+[[node]]
+name = "a"
+listen = "unix:/a"
+[[node]]
+name = "b"
+listen = "unix:/b"
+late = true
+"""
+
+
+def test_a_node_may_be_late_but_not_the_first() -> None:
+    assert [node.late for node in Config.parse(LATE).nodes] == [False, True]
+    first = LATE.replace('listen = "unix:/a"', 'listen = "unix:/a"\nlate = true')
+    with pytest.raises(ConfigError, match="node 'a' is first in the list, and can't be late"):
+        Config.parse(first)
+    with pytest.raises(ConfigError, match="node 'b' can't be late: a virtual machine needs all"):
+        Config.parse(LATE + '[vm]\nmemory = "64MiB"\nvcpus = ["a"]\nkernel = "x"\n')
+    with pytest.raises(ConfigError, match="late must be true or false, not 'yes'"):
+        Config.parse(LATE.replace("true", '"yes"'))
+
+
 def test_an_unknown_node_is_named_with_the_closest() -> None:
     config = Config("x", (NodeSpec("alpha", "unix:/a"), NodeSpec("beta", "unix:/b")))
     with pytest.raises(ConfigError, match=r"no node 'alpa' \(did you mean 'alpha'\?\)"):

@@ -243,7 +243,7 @@ def second_process(directory: Path, path: str) -> str:
 def test_a_second_process_as_the_same_node_is_refused() -> None:
     with Cluster() as cluster:
         told = alone(second_process, os.fspath(cluster.directory))
-        assert "the cluster runs already, with another process as node c" in told
+        assert "another process runs as node c of this cluster" in told
         assert [cluster.call(index, count) for index in range(3)] == [0, 1, 2]
 
 

@@ -49,6 +49,7 @@ class NativeNode:
         addresses: list[str],
         cluster_name: str,
         memory_bytes: list[int],
+        late: list[bool],
         heartbeat_ms: int,
         timeout_ms: int,
         workers: int,
@@ -59,7 +60,7 @@ class NativeNode:
         etcd: list[str],
         etcd_nodes: int | None,
     ) -> Self:
-        """Joins the cluster; returns when all its nodes are connected.
+        """Joins the cluster; returns when this node is a member.
 
         The lists have an entry for each node, and `index` is this node's place in them; with
         addresses of `etcd` they have one for this node only, and `etcd_nodes` are awaited.
@@ -67,8 +68,8 @@ class NativeNode:
         the regions waits for it for a bounded time only.
         """
 
-    def nodes(self) -> list[tuple[str, str, int]]:
-        """The nodes of the cluster, in order: name, address and share of memory of each."""
+    def nodes(self) -> list[tuple[str, str, int, bool]]:
+        """The nodes of the cluster, in order: the fields of `NodeSpec`."""
 
     def epoch(self) -> int:
         """The membership epoch: it rises whenever a node joins, leaves or is lost."""

@@ -101,6 +101,7 @@ class Node:
             [node.listen for node in cluster.nodes],
             cluster.name,
             [node.memory_bytes for node in cluster.nodes],
+            [node.late for node in cluster.nodes],
             cluster.heartbeat_ms,
             cluster.timeout_ms,
             cluster.workers,

@@ -106,6 +106,8 @@ class NodeSpec:
     """Where it listens: `unix:/PATH`, or `HOST:PORT`."""
     memory_bytes: int = 2**30
     """Its share of the memory of regions, in bytes; at least 2 MiB."""
+    late: bool = False
+    """Whether the cluster starts without it: it joins when it comes."""
 
     def __post_init__(self) -> None:
         _check_name(self.name, "node")
@@ -179,6 +181,16 @@ class Config:
             raise ConfigError(f"{len(self.nodes)} nodes are more than the {NODES_MAX} supported")
         _check_unique("name", (node.name for node in self.nodes))
         _check_unique("listen", (node.listen for node in self.nodes))
+        if self.nodes and self.nodes[0].late and not self.etcd:
+            raise ConfigError(
+                f"node {self.nodes[0].name!r} is first in the list, and can't be late: it decides "
+                "who belongs to the cluster"
+            )
+        late = next((node.name for node in self.nodes if node.late), None)
+        if self.vm is not None and late is not None:
+            raise ConfigError(
+                f"node {late!r} can't be late: a virtual machine needs all nodes at its start"
+            )
         if self.vm is not None and self.nodes:
             self.vm.check_nodes([node.name for node in self.nodes])
 
@@ -290,7 +302,7 @@ class Config:
         return cls(name, nodes, heartbeat_ms, timeout_ms, workers, wait, vm, source, etcd, count)
 
 
-_NODE_KEYS: Final = {"name", "listen", "memory"}
+_NODE_KEYS: Final = {"name", "listen", "memory", "late"}
 
 
 def _parse_node(table: Table) -> NodeSpec:
@@ -299,7 +311,7 @@ def _parse_node(table: Table) -> NodeSpec:
         size = parse_size(memory)
     except ConfigError as error:
         raise ConfigError(f"node {name!r}: memory: {error}") from None
-    return NodeSpec(name, listen, size)
+    return NodeSpec(name, listen, size, table.flag("late"))
 
 
 def _is_wait_mode(text: str) -> TypeGuard[WaitMode]:

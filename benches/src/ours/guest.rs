@@ -153,7 +153,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn node_spec((index, address): (usize, &String)) -> NodeSpec {
-    NodeSpec { name: format!("n{index}"), address: address.clone(), memory_bytes: 256 << 20 }
+    NodeSpec {
+        name: format!("n{index}"),
+        address: address.clone(),
+        memory_bytes: 256 << 20,
+        late: false,
+    }
 }
 
 fn vm_spec(spec: &Spec) -> VmSpec {

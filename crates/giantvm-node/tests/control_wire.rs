@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use dsm_core::types::{NodeId, NodeSet, RegionId};
+use dsm_core::types::{NODES_MAX, NodeId, NodeSet, RegionId};
 use giantvm_node::control::{
     Change, ControlMessage, DecodeError, Heartbeat, MemberMessage, RegionMessage,
 };
@@ -64,6 +64,11 @@ fn member() -> impl Strategy<Value = MemberMessage> {
     ]
 }
 
+/// Epoch, and what a region was when it began.
+fn began() -> impl Strategy<Value = (u16, u16, Vec<u64>)> {
+    (any::<u16>(), any::<u16>(), proptest::collection::vec(any::<u64>(), 0..=NODES_MAX))
+}
+
 fn region() -> impl Strategy<Value = RegionMessage> {
     let id = || any::<u32>().prop_map(RegionId);
     prop_oneof![
@@ -76,13 +81,15 @@ fn region() -> impl Strategy<Value = RegionMessage> {
                 recover
             }
         ),
-        (id(), "[a-zä]{1,100}", any::<u64>(), any::<bool>(), any::<u16>()).prop_map(
-            |(region, name, bytes, recover, gone)| RegionMessage::Open {
+        (id(), "[a-zä]{1,100}", any::<u64>(), any::<bool>(), began()).prop_map(
+            |(region, name, bytes, recover, (epoch, since, shares))| RegionMessage::Open {
                 region,
                 name,
                 bytes,
                 recover,
-                gone
+                epoch,
+                since,
+                shares,
             }
         ),
         (any::<u64>(), id()).prop_map(|(ticket, region)| RegionMessage::Created { ticket, region }),

@@ -99,6 +99,7 @@ fn config(folder: &Path, etcd: &str, name: &str, nodes: usize) -> NodeConfig {
             name: name.into(),
             address: format!("unix:{}/{name}.sock", folder.display()),
             memory_bytes: 64 << 20,
+            late: false,
         }],
         etcd: Some(EtcdConfig { endpoints: vec![etcd.into()], nodes: Some(nodes) }),
         heartbeat: Duration::from_millis(100),

@@ -32,6 +32,7 @@ impl Folder {
             name: format!("n{index}"),
             address: format!("unix:{}/n{index}.sock", self.0.display()),
             memory_bytes: 1 << 24,
+            late: false,
         };
         NodeConfig {
             etcd: None,

@@ -119,7 +119,7 @@ fn callback(on_lost: Py<PyAny>) -> Arc<LostCallback> {
 #[pymethods]
 impl NativeNode {
     #[new]
-    #[pyo3(signature = (name, index, names, addresses, cluster_name, memory_bytes, heartbeat_ms,
+    #[pyo3(signature = (name, index, names, addresses, cluster_name, memory_bytes, late, heartbeat_ms,
         timeout_ms, workers, wait, insecure, connect_timeout_ms, on_lost, etcd, etcd_nodes))]
     #[expect(clippy::too_many_arguments, reason = "the configuration, one by one")]
     fn new(
@@ -130,6 +130,7 @@ impl NativeNode {
         addresses: Vec<String>,
         cluster_name: String,
         memory_bytes: Vec<u64>,
+        late: Vec<bool>,
         heartbeat_ms: u64,
         timeout_ms: u64,
         workers: usize,
@@ -140,7 +141,7 @@ impl NativeNode {
         etcd: Vec<String>,
         etcd_nodes: Option<usize>,
     ) -> PyResult<Self> {
-        if names.len() != addresses.len() || names.len() != memory_bytes.len() {
+        if [addresses.len(), memory_bytes.len(), late.len()] != [names.len(); 3] {
             return Err(ConfigError::new_err("lists of nodes with different lengths"));
         }
         if names.get(index).is_none_or(|found| found != name) {
@@ -148,13 +149,17 @@ impl NativeNode {
         }
         log_lines::name_node(name);
         let on_lost = on_lost.map(callback);
-        let nodes = names.into_iter().zip(addresses).zip(memory_bytes);
+        let nodes = names.into_iter().zip(addresses).zip(memory_bytes).zip(late);
+        let spec = |(((name, address), memory_bytes), late)| NodeSpec {
+            name,
+            address,
+            memory_bytes,
+            late,
+        };
         let config = NodeConfig {
             cluster: cluster_name,
             me: index,
-            nodes: nodes
-                .map(|((name, address), memory_bytes)| NodeSpec { name, address, memory_bytes })
-                .collect(),
+            nodes: nodes.map(spec).collect(),
             heartbeat: Duration::from_millis(heartbeat_ms),
             timeout: Duration::from_millis(timeout_ms),
             workers,
@@ -174,11 +179,12 @@ impl NativeNode {
         Ok(Self { state: Owned::new(Arc::new(state)) })
     }
 
-    /// The nodes of the cluster: name, address and share of memory of each.
-    fn nodes(&self) -> PyResult<Vec<(String, String, u64)>> {
+    /// The nodes of the cluster: name, address, share of memory of each, and whether it may be late.
+    fn nodes(&self) -> PyResult<Vec<(String, String, u64, bool)>> {
         let node = self.node()?;
-        let fields = |it: &NodeSpec| (it.name.clone(), it.address.clone(), it.memory_bytes);
-        Ok(node.config().nodes.iter().map(fields).collect())
+        let fields =
+            |it: &NodeSpec| (it.name.clone(), it.address.clone(), it.memory_bytes, it.late);
+        Ok(node.nodes().iter().map(fields).collect())
     }
 
     fn epoch(&self) -> PyResult<u64> {

@@ -39,6 +39,7 @@ fn config(options: &Options) -> NodeConfig {
         name: format!("n{index}"),
         address: address.clone(),
         memory_bytes: options.share_bytes.unwrap_or(1 << 30),
+        late: false,
     };
     NodeConfig {
         etcd: None,

@@ -140,7 +140,7 @@ pub enum RegionMessage {
         /// It goes on when a node is lost.
         recover: bool,
     },
-    /// From the first node: orders a region, which all nodes open.
+    /// From the first node: orders a region, which all members open.
     Open {
         /// The region's number, which answers have as ticket.
         region: RegionId,
@@ -150,8 +150,12 @@ pub enum RegionMessage {
         bytes: u64,
         /// It goes on when a node is lost.
         recover: bool,
-        /// How many nodes the sender knows to be gone: all must open it after the same losses.
-        gone: u16,
+        /// The sender's epoch: all must open it in the same.
+        epoch: u16,
+        /// The epoch in which the region began: an earlier one where it was there before the receiver.
+        since: u16,
+        /// The nodes' shares of the region: of its first pages, none for who was no member then.
+        shares: Vec<u64>,
     },
     /// The region exists at the sender.
     Created {
@@ -395,13 +399,15 @@ impl RegionMessage {
                 to.bool(*overcommit);
                 to.bool(*recover);
             }
-            Self::Open { region, name, bytes, recover, gone } => {
+            Self::Open { region, name, bytes, recover, epoch, since, shares } => {
                 to.u8(kind::REGION_OPEN);
                 to.u32(region.0);
                 to.text(name);
                 to.u64(*bytes);
                 to.bool(*recover);
-                to.u16(*gone);
+                to.u16(*epoch);
+                to.u16(*since);
+                to.u64_per_node(shares);
             }
             Self::Created { ticket, region } => {
                 to.u8(kind::REGION_CREATED);
@@ -447,7 +453,9 @@ impl RegionMessage {
                 name: read_region_name(from)?,
                 bytes: from.u64("bytes")?,
                 recover: from.bool("recover")?,
-                gone: from.u16("gone")?,
+                epoch: from.u16("epoch")?,
+                since: from.u16("since")?,
+                shares: from.u64_per_node("shares")?,
             },
             kind::REGION_CREATED => {
                 Self::Created { ticket: from.u64("ticket")?, region: RegionId(from.u32("region")?) }

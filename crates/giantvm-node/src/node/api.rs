@@ -5,27 +5,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dsm_core::engine::{Engine, EngineEvent, HoldError, RestoreError};
 use dsm_core::report::chain;
 use dsm_core::transport::{Listener, Stream};
 use dsm_core::types::NodeId;
 
-use super::config::{Checked, NodeConfig};
+use super::config::{Checked, NodeConfig, NodeSpec};
 use super::driver::{
     Driver, Inbox, OpenRegion, RegionReply, Setup, Shared, StopVm, ToDriver, VmStatus, lock, now_ms,
 };
 use super::lost::{Lost, LostCallback};
+use super::patience::Patience;
 use super::region::Region;
-use super::{dialer, etcd, status};
+use super::{etcd, status};
 use crate::limits::NAME_BYTES_MAX;
 use crate::membership::etcd::EtcdMembership;
 use crate::membership::{ConfigError, Machine, Membership};
 use crate::sync::{EVERY_NODE, Outcome, SyncError, SyncName, SyncOp};
 
-/// How often a waiting call looks whether its caller was interrupted.
-const LOOK: Duration = Duration::from_millis(50);
 /// How long a cancelled wait may take to end; reached only if a home does not answer, and is not
 /// found to be lost in that time.
 const CANCEL: Duration = Duration::from_secs(5);
@@ -141,78 +140,6 @@ pub enum NodeError {
     },
 }
 
-/// How long a call waits, and what interrupts it.
-pub struct Patience<'a> {
-    /// When to give up.
-    pub deadline: Option<Instant>,
-    /// Asked every 50 ms whether to give up now.
-    pub interrupted: &'a dyn Fn() -> bool,
-}
-
-impl Patience<'_> {
-    /// Waits as long as it takes.
-    pub const FOREVER: Patience<'static> = Patience { deadline: None, interrupted: &|| false };
-
-    /// Waits for `timeout`, or as long as it takes.
-    pub fn new(timeout: Option<Duration>, interrupted: &dyn Fn() -> bool) -> Patience<'_> {
-        Patience { deadline: timeout.map(|timeout| Instant::now() + timeout), interrupted }
-    }
-
-    /// Calls `look`, which waits until the time it is given at most, until it finds something.
-    pub(crate) fn poll<T>(
-        &self,
-        what: &str,
-        mut look: impl FnMut(Instant) -> Option<T>,
-    ) -> Result<T, NodeError> {
-        loop {
-            let now = Instant::now();
-            let until = self.deadline.map_or(now + LOOK, |deadline| deadline.min(now + LOOK));
-            if let Some(found) = look(until) {
-                return Ok(found);
-            }
-            if (self.interrupted)() {
-                return Err(Impatience::Interrupted.error(what));
-            }
-            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(Impatience::TimedOut.error(what));
-            }
-        }
-    }
-
-    /// The answer, or why there is none; `None` if the other side is gone.
-    fn wait<T>(&self, answer: &Receiver<T>) -> Result<Option<T>, Impatience> {
-        loop {
-            let left = self.deadline.map(|it| it.saturating_duration_since(Instant::now()));
-            match answer.recv_timeout(left.map_or(LOOK, |left| left.min(LOOK))) {
-                Ok(value) => return Ok(Some(value)),
-                Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            if (self.interrupted)() {
-                return Err(Impatience::Interrupted);
-            }
-            if left.is_some_and(|left| left.is_zero()) {
-                return Err(Impatience::TimedOut);
-            }
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Impatience {
-    TimedOut,
-    Interrupted,
-}
-
-impl Impatience {
-    fn error(self, what: &str) -> NodeError {
-        match self {
-            Self::TimedOut => NodeError::TimedOut { what: what.into() },
-            Self::Interrupted => NodeError::Interrupted,
-        }
-    }
-}
-
 /// A running node. Dropping the last handle ends it, without waiting for others; regions keep it
 /// alive.
 pub struct Node {
@@ -261,7 +188,7 @@ impl Node {
             }
             None => (config, None),
         };
-        let Checked { me, addresses, membership } = checked;
+        let Checked { me, membership, .. } = checked;
         let config = Arc::new(config);
         let events = inbox.clone();
         let engine = Engine::start(config.engine(me), move |event| {
@@ -269,7 +196,8 @@ impl Node {
         })
         .map_err(|error| failed(chain(&error)))?;
         let engine = Arc::new(engine);
-        let shared = Arc::new(Shared::default());
+        let nodes = Mutex::new(config.nodes.clone());
+        let shared = Arc::new(Shared { nodes, ..Shared::default() });
         let invalid = |error: ConfigError| NodeError::Config { what: error.to_string() };
         let (membership, orders, thread): (Box<dyn Machine>, _, _) = match by_etcd {
             Some((lease, revision, record, orders, thread)) => {
@@ -313,13 +241,6 @@ impl Node {
             driver: Mutex::new(Some(driver)),
             etcd: Mutex::new(thread),
         };
-        let local = node.config.identity(me, incarnation, 0);
-        for (index, address) in addresses.iter().take(me.index()).enumerate() {
-            let Some(peer) = NodeId::new(index) else { break };
-            let (inbox, stop) = (node.inbox.clone(), Arc::clone(&node.shared.stop_dialing));
-            dialer::start(&node.config, local, peer, address.clone(), inbox, stop)
-                .map_err(|error| failed(error.to_string()))?;
-        }
         node.wait_for_start(&when_started, patience)?;
         Ok(node)
     }
@@ -367,7 +288,7 @@ impl Node {
         &self.config
     }
 
-    /// The membership epoch: it rises when a node leaves or is removed.
+    /// The membership epoch: it rises when a node joins, leaves or is removed.
     pub fn epoch(&self) -> u64 {
         lock(&self.shared.status).epoch
     }
@@ -576,9 +497,15 @@ impl Node {
         }
     }
 
+    /// The nodes of the list. Where etcd decides, others may come to have the places of nodes that are
+    /// gone, and new places.
+    pub fn nodes(&self) -> Vec<NodeSpec> {
+        lock(&self.shared.nodes).clone()
+    }
+
     /// The name of a node of the list.
     pub fn name_of(&self, node: NodeId) -> String {
-        self.config.name_of(node)
+        self.shared.name_of(node)
     }
 
     /// Waits until all nodes that are not lost close.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dsm_core::engine::{EngineConfig, WaitMode};
 use dsm_core::transport::{Address, AddressError};
-use dsm_core::types::{NODES_MAX, NodeId, PAGE_SIZE};
+use dsm_core::types::{Epoch, NODES_MAX, NodeId, NodeSet, PAGE_SIZE};
 use dsm_core::wire::{Channel, ClusterId, Hello, Identity, Incarnation};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -21,6 +21,8 @@ pub struct NodeSpec {
     pub address: String,
     /// How much memory it gives to regions, in bytes.
     pub memory_bytes: u64,
+    /// The start does not wait for it: it joins when it comes. Not the first of a list.
+    pub late: bool,
 }
 
 /// A cluster as one of its nodes sees it. All but `me` and `wait` must be the same on every node.
@@ -92,6 +94,7 @@ impl NodeConfig {
         membership.timeout_ms = whole_ms(self.timeout);
         membership.margin_ms = membership.margin_ms.max(membership.margin_ms_min());
         membership.join_timeout_ms = self.join_timeout.map(whole_ms);
+        membership.late = self.late();
         membership.check().map_err(|error| invalid(error.to_string()))?;
         Ok(Checked { me, addresses, membership })
     }
@@ -110,30 +113,39 @@ impl NodeConfig {
         Ok(())
     }
 
+    fn late(&self) -> NodeSet {
+        let nodes = self.nodes.iter().enumerate().filter(|(_, node)| node.late);
+        nodes.filter_map(|(index, _)| NodeId::new(index)).collect()
+    }
+
+    /// The first epoch of a cluster that starts.
+    pub(super) fn first_epoch(&self) -> Epoch {
+        Epoch::first(1, NodeSet::first(self.nodes.len()).minus(self.late()))
+    }
+
     pub(super) fn engine(&self, me: NodeId) -> EngineConfig {
         let share = self.nodes.get(self.me).map_or(u64::MAX, |node| node.memory_bytes);
         EngineConfig {
             workers: self.workers,
             wait: self.wait,
             frames: share / PAGE_SIZE as u64,
-            ..EngineConfig::new(me, self.nodes.len())
+            ..EngineConfig::new(me, self.places())
         }
     }
 
-    /// The name of a node of the list.
-    pub(super) fn name_of(&self, node: NodeId) -> String {
-        self.nodes.get(node.index()).map_or_else(|| format!("#{node}"), |spec| spec.name.clone())
+    /// Most nodes that the cluster can come to have: where etcd decides, new ones may join.
+    pub(super) fn places(&self) -> usize {
+        if self.etcd.is_some() { NODES_MAX } else { self.nodes.len() }
     }
 
-    pub(super) fn shares(&self) -> Vec<u64> {
-        self.nodes.iter().map(|node| node.memory_bytes).collect()
-    }
-
-    /// Nodes with different lists must not meet: the list is part of the cluster's identity.
+    /// Nodes with different lists must not meet: the list is part of the cluster's identity. etcd has
+    /// only one, which changes.
     fn cluster_id(&self) -> ClusterId {
         let mut text = self.cluster.clone();
-        for node in &self.nodes {
+        let listed = if self.etcd.is_some() { &[][..] } else { &self.nodes[..] };
+        for node in listed {
             text.push_str(&format!("\0{}\0{}\0{}", node.name, node.address, node.memory_bytes));
+            text.push_str(if node.late { "\0late" } else { "" });
         }
         text.push_str(&format!("\0{:?}\0{:?}", self.heartbeat, self.timeout));
         ClusterId(xxh3_128(text.as_bytes()).to_le_bytes())
@@ -144,7 +156,7 @@ impl NodeConfig {
             cluster: self.cluster_id(),
             epoch,
             node: me,
-            nodes: self.nodes.len() as u8,
+            nodes: self.places() as u8,
             workers: self.workers as u8,
             incarnation: Incarnation(incarnation),
         }

@@ -1,6 +1,7 @@
 //! The control thread: one loop over connections, commands and the clock.
 
 mod connect;
+mod dial;
 mod losses;
 mod objects;
 
@@ -15,13 +16,14 @@ use std::time::{Duration, Instant};
 use dsm_core::engine::{Engine, EngineEvent};
 use dsm_core::pages::RegionMemory;
 use dsm_core::transport::{Incoming, Listener, Stream};
-use dsm_core::types::{Epoch, NodeId, NodeSet, RegionId};
+use dsm_core::types::{Epoch, NodeId, RegionId};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::time::{ClockId, clock_gettime};
 
+use self::dial::Dials;
 use self::losses::Losses;
 use super::api::NodeError;
-use super::config::NodeConfig;
+use super::config::{NodeConfig, NodeSpec};
 use super::dialer::Connected;
 use super::etcd::Order;
 use super::links::{Link, Links, Source};
@@ -42,6 +44,10 @@ pub(super) enum ToDriver {
     DialFailed {
         peer: NodeId,
         reason: String,
+    },
+    /// The thread that called this node does so no more.
+    DialEnded {
+        peer: NodeId,
     },
     Engine(EngineEvent),
     Etcd(Said),
@@ -127,6 +133,8 @@ pub(super) struct OpenRegion {
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) status: Mutex<Status>,
+    /// The nodes of the list.
+    pub(super) nodes: Mutex<Vec<NodeSpec>>,
     pub(super) regions: Mutex<BTreeMap<String, OpenRegion>>,
     pub(super) registrations: Registrations,
     /// Set once: the end of the cluster for this node.
@@ -138,6 +146,14 @@ pub(super) struct Shared {
     pub(super) vm_status: Mutex<Option<Arc<VmStatus>>>,
     /// What lives as long as the node.
     pub(super) kept: Mutex<Vec<Box<dyn Any + Send>>>,
+}
+
+impl Shared {
+    /// The name of a node of the list.
+    pub(super) fn name_of(&self, node: NodeId) -> String {
+        let nodes = lock(&self.nodes);
+        nodes.get(node.index()).map_or_else(|| format!("#{node}"), |spec| spec.name.clone())
+    }
 }
 
 /// Returns soon, with no vCPU in the guest.
@@ -188,6 +204,7 @@ pub(super) struct Driver {
     leaving: bool,
     /// The node with the directory of regions, once it is gone.
     directory_gone: Option<NodeId>,
+    dials: Dials,
     losses: Losses,
     teller: Teller,
     ended: bool,
@@ -206,11 +223,12 @@ impl Driver {
         links.watch(setup.listener.fd(), Source::Listener, false)?;
         let deciding = setup.me.index() == 0;
         let teller = Teller::new(setup.on_lost.clone());
+        let (places, first) = (setup.config.places(), setup.config.first_epoch());
+        let specs = || setup.config.nodes.clone();
         let directory =
-            deciding.then(|| Directory::new(setup.config.nodes.clone(), setup.config.workers));
-        let nodes = setup.config.nodes.len();
-        let all = Epoch::first(1, NodeSet::first(nodes));
-        let (home, sync) = (SyncHome::new(setup.me, nodes, &all), SyncClient::new(nodes, &all));
+            deciding.then(|| Directory::new(specs(), setup.config.workers, first.clone()));
+        let (home, sync) =
+            (SyncHome::new(setup.me, places, &first), SyncClient::new(places, &first));
         Ok(Self {
             setup,
             links,
@@ -226,7 +244,8 @@ impl Driver {
             someone_left: false,
             leaving: false,
             directory_gone: None,
-            losses: Losses::default(),
+            dials: Dials::default(),
+            losses: Losses::new(first),
             teller,
             ended: false,
         })
@@ -238,6 +257,7 @@ impl Driver {
         while !self.ended {
             self.step(Event::Tick);
             self.drop_failed();
+            self.dial();
             self.links.flush();
             if self.ended {
                 break;
@@ -276,7 +296,7 @@ impl Driver {
     }
 
     fn name(&self, node: NodeId) -> String {
-        self.setup.config.name_of(node)
+        self.setup.shared.name_of(node)
     }
 
     // Membership.
@@ -303,15 +323,14 @@ impl Driver {
             Action::Postpone { node, incarnation, reason } => {
                 self.close_link(node, incarnation, MemberMessage::NotYet { reason });
             }
-            Action::BecameRunning(epoch) => {
-                log::info!("the cluster runs, epoch {}", epoch.number);
-                self.started = true;
-                let _ = self.setup.started.try_send(Ok(()));
-            }
+            Action::BecameRunning(epoch) => self.begin(epoch),
             Action::PeerLost { node, reason } => self.peer_lost(node, reason),
             Action::PeerLeft { node } => self.peer_left(node),
-            Action::NewEpoch(epoch) => self.new_epoch(epoch.number.into(), epoch.members),
-            Action::Listed { .. } => {}
+            Action::NewEpoch(epoch) => self.new_epoch(epoch),
+            Action::Listed { node, name, listen, memory_bytes, .. } => {
+                let spec = NodeSpec { name, address: listen, memory_bytes, late: false };
+                self.list(node, spec);
+            }
             Action::Propose(proposal) => self.order(Order::Propose(proposal)),
             Action::Ended { reason } => self.end(reason),
         }
@@ -330,6 +349,38 @@ impl Driver {
     fn order(&self, order: Order) {
         if let Some(etcd) = &self.setup.etcd {
             let _ = etcd.send(order); // that thread ends only when nobody can ask it
+        }
+    }
+
+    /// This node is a member: of a cluster that starts, or of one that runs and has taken it in.
+    fn begin(&mut self, epoch: Epoch) {
+        log::info!("the cluster runs, epoch {}", epoch.number);
+        self.started = true;
+        if let Err(error) = self.setup.engine.change(&epoch) {
+            return self.end_with(self.lost(self.setup.me, error.to_string()));
+        }
+        if *self.losses.now() != epoch {
+            let (me, nodes) = (self.setup.me, self.setup.config.places());
+            self.home = SyncHome::new(me, nodes, &epoch);
+            self.sync = SyncClient::new(nodes, &epoch);
+            let output = self.sync.begin();
+            self.sync_output(output);
+        }
+        self.losses.begin(epoch);
+        self.open_early();
+        let _ = self.setup.started.try_send(Ok(()));
+    }
+
+    /// A place of the list is filled: the node there is about to join.
+    fn list(&mut self, node: NodeId, spec: NodeSpec) {
+        if let Some(directory) = &mut self.directory {
+            directory.list(node, spec.clone());
+        }
+        let mut nodes = lock(&self.setup.shared.nodes);
+        match nodes.get_mut(node.index()) {
+            Some(place) => *place = spec,
+            // Places are filled one after the other.
+            None => nodes.push(spec),
         }
     }
 
@@ -412,6 +463,7 @@ impl Driver {
         status.ended = self.ended || lock(&self.setup.shared.lost).is_some();
         status.running = matches!(verdict.state, State::Running | State::Leaving { .. });
         status.live = verdict.live;
+        status.met = status.met.union(verdict.members);
         status.missing = verdict.missing;
     }
 
@@ -449,6 +501,7 @@ impl Driver {
                 let mut status = lock(&self.setup.shared.status);
                 status.dial_errors.insert(peer, reason);
             }
+            ToDriver::DialEnded { peer } => self.dials.ended(peer),
             ToDriver::Engine(EngineEvent::LinkFailed { peer, reason }) => {
                 self.read(peer);
                 self.disconnected(peer, reason);
@@ -487,7 +540,7 @@ impl Driver {
                 // A vCPU that has the processor must not cost a heartbeat.
                 outrank();
                 self.order(Order::Outrank);
-                let nodes = self.setup.config.nodes.len();
+                let nodes = lock(&self.setup.shared.nodes).len();
                 let take = |index| {
                     let link =
                         NodeId::new(index).and_then(|node| self.links.by_peer.get_mut(&node));

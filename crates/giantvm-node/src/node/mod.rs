@@ -13,15 +13,17 @@ mod driver;
 mod etcd;
 mod links;
 mod lost;
+mod patience;
 mod region;
 mod regions;
 mod status;
 
-pub use api::{Node, NodeError, Patience};
+pub use api::{Node, NodeError};
 pub use config::{NodeConfig, NodeSpec};
 pub(crate) use driver::lock;
 pub use etcd::{EtcdConfig, query_nodes};
 pub use lost::{Loss, Lost, LostCallback};
+pub use patience::Patience;
 pub(crate) use region::Flusher;
 pub use region::Region;
 pub use status::query_status;

@@ -10,8 +10,9 @@ use dsm_core::engine::{
 use dsm_core::pages::RegionMemory;
 use dsm_core::types::{Access, PAGE_SIZE, Page, RegionId, ThreadId};
 
-use super::api::{Node, NodeError, Patience, check_name};
+use super::api::{Node, NodeError, check_name};
 use super::driver::{RegionReply, ToDriver};
+use super::patience::Patience;
 use super::regions::NO_ROOM;
 use super::status;
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dsm_core::types::{NodeId, NodeSet, PAGE_SIZE, RegionId};
+use dsm_core::engine::shares_of;
+use dsm_core::types::{Epoch, NodeId, NodeSet, PAGE_SIZE, RegionId};
 
 use super::config::NodeSpec;
 use crate::control::RegionMessage;
@@ -28,8 +29,13 @@ struct Entry {
     overcommit: bool,
     /// Goes on when a node is lost.
     recover: bool,
-    /// Nodes that have not opened it yet.
+    /// The epoch in which it began, and the members' shares then.
+    since: u16,
+    shares: Vec<u64>,
+    /// Nodes that have not opened it yet, since it began.
     missing: NodeSet,
+    /// Nodes that joined when it was there, and have not opened it yet.
+    arriving: NodeSet,
     askers: Vec<Asker>,
     blocks: BTreeMap<String, Block>,
     next_offset: u64,
@@ -42,6 +48,21 @@ struct Block {
     align: u64,
 }
 
+impl Entry {
+    /// Has a node open it in this epoch.
+    fn order(&self, name: &str, epoch: u16) -> RegionMessage {
+        RegionMessage::Open {
+            region: self.region,
+            name: name.into(),
+            bytes: self.bytes,
+            recover: self.recover,
+            epoch,
+            since: self.since,
+            shares: self.shares.clone(),
+        }
+    }
+}
+
 /// All regions of the cluster.
 pub(super) struct Directory {
     nodes: Vec<NodeSpec>,
@@ -50,8 +71,7 @@ pub(super) struct Directory {
     /// Askers for regions that nobody has given a size yet.
     awaited: BTreeMap<String, Vec<Asker>>,
     last: u32,
-    /// Nodes that were lost or left.
-    gone: NodeSet,
+    now: Epoch,
 }
 
 /// What a region is to be.
@@ -65,7 +85,7 @@ pub(super) struct Wanted<'a> {
 }
 
 impl Directory {
-    pub(super) fn new(nodes: Vec<NodeSpec>, workers: usize) -> Self {
+    pub(super) fn new(nodes: Vec<NodeSpec>, workers: usize, now: Epoch) -> Self {
         let regions_max = REGIONS_MAX.min(MAPPINGS_MAX / (workers + 1));
         Self {
             nodes,
@@ -73,7 +93,15 @@ impl Directory {
             regions: BTreeMap::new(),
             awaited: BTreeMap::new(),
             last: 0,
-            gone: NodeSet::EMPTY,
+            now,
+        }
+    }
+
+    /// A place of the list of nodes is filled, the next one or one whose node is gone.
+    pub(super) fn list(&mut self, node: NodeId, spec: NodeSpec) {
+        match self.nodes.get_mut(node.index()) {
+            Some(place) => *place = spec,
+            None => self.nodes.push(spec),
         }
     }
 
@@ -94,7 +122,7 @@ impl Directory {
                     format!("region \"{name}\" exists with {have} bytes, not {bytes}"),
                 )];
             }
-            if entry.missing.is_empty() {
+            if entry.missing.is_empty() && !entry.arriving.contains(from) {
                 return vec![created(asker, entry.region)];
             }
             entry.askers.push(asker);
@@ -114,7 +142,10 @@ impl Directory {
             bytes,
             overcommit,
             recover,
+            since: 0,
+            shares: Vec::new(),
             missing: NodeSet::EMPTY,
+            arriving: NodeSet::EMPTY,
             askers,
             blocks: BTreeMap::new(),
             next_offset: 0,
@@ -123,25 +154,26 @@ impl Directory {
         self.order(name)
     }
 
-    /// Has all nodes that are left open the region `name`, under a number of its own.
+    /// Has all members open the region `name`, which begins now, under a number of its own.
     fn order(&mut self, name: &str) -> Vec<Addressed> {
-        let there = self.there();
+        let members = self.now.members;
+        let memory: Vec<u64> = self.nodes.iter().map(|node| node.memory_bytes).collect();
         let Some(entry) = self.regions.get_mut(name) else { return Vec::new() };
         self.last += 1;
-        (entry.region, entry.missing) = (RegionId(self.last), there);
-        let order = RegionMessage::Open {
-            region: entry.region,
-            name: name.into(),
-            bytes: entry.bytes,
-            recover: entry.recover,
-            gone: self.gone.len() as u16,
-        };
-        there.iter().map(|node| (node, order.clone())).collect()
+        (entry.region, entry.missing) = (RegionId(self.last), members);
+        (entry.since, entry.shares) = (self.now.number, shares_of(members, &memory));
+        let order = entry.order(name, self.now.number);
+        members.iter().map(|node| (node, order.clone())).collect()
     }
 
-    /// The nodes that neither were lost nor left.
-    fn there(&self) -> NodeSet {
-        NodeSet::first(self.nodes.len()).minus(self.gone)
+    /// Whether `node` is a member, as far as is known here.
+    pub(super) fn has_member(&self, node: NodeId) -> bool {
+        self.now.members.contains(node)
+    }
+
+    /// Nodes of the list that are no members.
+    fn absent(&self) -> NodeSet {
+        NodeSet::first(self.nodes.len()).minus(self.now.members)
     }
 
     fn specs(&self, nodes: NodeSet) -> impl Iterator<Item = &NodeSpec> {
@@ -152,9 +184,9 @@ impl Directory {
 
     /// Why there can't be a region that does not recover from losses.
     fn needs_all(&self, name: &str) -> String {
-        let gone: Vec<&str> = self.specs(self.gone).map(|spec| spec.name.as_str()).collect();
+        let gone: Vec<&str> = self.specs(self.absent()).map(|spec| spec.name.as_str()).collect();
         let gone = gone.join(", ");
-        format!("region \"{name}\" needs every node of the list, and {gone} is gone")
+        format!("region \"{name}\" needs every node of the list, and {gone} is not there")
     }
 
     fn check_new(&self, wanted: Wanted<'_>) -> Result<(), String> {
@@ -162,7 +194,7 @@ impl Directory {
         if !bytes.is_multiple_of(PAGE_SIZE as u64) {
             return Err(format!("region \"{name}\": {bytes} bytes is no multiple of {PAGE_SIZE}"));
         }
-        if !recover && !self.gone.is_empty() {
+        if !recover && !self.absent().is_empty() {
             return Err(self.needs_all(name));
         }
         if self.regions.len() >= self.regions_max {
@@ -173,10 +205,11 @@ impl Directory {
         }
         let counted = self.regions.values().filter(|entry| !entry.overcommit);
         let used: u128 = counted.map(|entry| u128::from(entry.bytes)).sum();
-        let room: u128 = self.specs(self.there()).map(|node| u128::from(node.memory_bytes)).sum();
+        let room: u128 =
+            self.specs(self.now.members).map(|node| u128::from(node.memory_bytes)).sum();
         if !overcommit && used + u128::from(bytes) > room {
             let shares: Vec<String> = self
-                .specs(self.there())
+                .specs(self.now.members)
                 .map(|node| format!("{} gives {}", node.name, node.memory_bytes))
                 .collect();
             return Err(format!(
@@ -193,11 +226,10 @@ impl Directory {
         let Some(entry) = self.regions.values_mut().find(|entry| entry.region == region) else {
             return Vec::new();
         };
-        entry.missing.remove(from);
-        if !entry.missing.is_empty() {
-            return Vec::new();
-        }
-        std::mem::take(&mut entry.askers).into_iter().map(|asker| created(asker, region)).collect()
+        let all = entry.missing.remove(from) && entry.missing.is_empty();
+        let it = entry.arriving.remove(from);
+        let there = |(node, _): &mut Asker| all || it && *node == from;
+        entry.askers.extract_if(.., there).map(|asker| created(asker, region)).collect()
     }
 
     /// `from` can't open `region`: nobody gets it.
@@ -214,29 +246,33 @@ impl Directory {
         let reason = format!("node {node} can't open it: {reason}");
         let close = RegionMessage::Close { region: entry.region };
         let mut out: Vec<Addressed> =
-            self.there().iter().map(|node| (node, close.clone())).collect();
+            self.now.members.iter().map(|node| (node, close.clone())).collect();
         out.extend(entry.askers.into_iter().map(|asker| refused(asker, reason.clone())));
         out
     }
 
-    /// Nodes were lost or left. Who of them asked gets no answer, and regions that not all have opened
-    /// are opened anew by the others: all must open one after the same losses.
-    pub(super) fn nodes_gone(&mut self, nodes: NodeSet) -> Vec<Addressed> {
-        self.gone = self.gone.union(nodes);
-        let gone = self.gone;
-        for askers in self.awaited.values_mut() {
-            askers.retain(|(node, _)| !gone.contains(*node));
-        }
+    /// Nodes were lost, left or joined. Who asked and is gone gets no answer. Regions that not all have
+    /// opened are opened anew, since all must open one in the same epoch; the others are opened by those
+    /// that have joined.
+    pub(super) fn changed(&mut self, epoch: &Epoch) -> Vec<Addressed> {
+        let before = std::mem::replace(&mut self.now, epoch.clone());
+        let (members, joined) = (epoch.members, epoch.joined_after(before.number));
+        let there = |(node, _): &Asker| members.contains(*node) && !joined.contains(*node);
+        self.awaited.values_mut().for_each(|askers| askers.retain(there));
         let mut out = Vec::new();
         let mut again = Vec::new();
-        let there = self.there();
         for (name, entry) in &mut self.regions {
-            entry.askers.retain(|(node, _)| !gone.contains(*node));
+            entry.askers.retain(there);
             if !entry.missing.is_empty() {
                 let close = RegionMessage::Close { region: entry.region };
-                out.extend(there.iter().map(|node| (node, close.clone())));
+                out.extend(members.iter().map(|node| (node, close.clone())));
                 again.push((name.clone(), entry.recover));
+                continue;
             }
+            // An order of an earlier epoch may not have been carried out.
+            entry.arriving = entry.arriving.intersection(members).union(joined);
+            let order = entry.order(name, epoch.number);
+            out.extend(entry.arriving.iter().map(|node| (node, order.clone())));
         }
         for (name, recover) in again {
             if recover {
@@ -325,8 +361,20 @@ mod tests {
             name: name.into(),
             address: String::new(),
             memory_bytes: 1 << 20,
+            late: false,
         };
-        Directory::new(vec![spec("a"), spec("b")], 1)
+        Directory::new(vec![spec("a"), spec("b")], 1, Epoch::first(1, NodeSet::first(2)))
+    }
+
+    fn without_b() -> Epoch {
+        Epoch::first(2, NodeSet::only(node(0)))
+    }
+
+    /// The second node joins with epoch `number`.
+    fn with_b(number: u16) -> Epoch {
+        let mut epoch = Epoch::first(number, NodeSet::first(2));
+        epoch.joined.insert(node(1), number);
+        epoch
     }
 
     fn wanted(name: &str, bytes: u64) -> Wanted<'_> {
@@ -387,8 +435,8 @@ mod tests {
 
     #[test]
     fn many_workers_leave_fewer_mappings_for_regions() {
-        let Directory { nodes, .. } = directory();
-        let mut directory = Directory::new(nodes, 64);
+        let Directory { nodes, now, .. } = directory();
+        let mut directory = Directory::new(nodes, 64, now);
         let refused = (0..64).position(|number| {
             let out = directory.create(node(0), number, wanted(&format!("r{number}"), 4096));
             matches!(out[..], [(_, RegionMessage::Refused { .. })])
@@ -402,7 +450,7 @@ mod tests {
         directory.create(node(1), 7, wanted("r", 4096));
         directory.create(node(0), 3, wanted("r", 4096));
         assert_eq!(directory.opened(node(0), RegionId(1)), []);
-        let out = directory.nodes_gone(NodeSet::only(node(1)));
+        let out = directory.changed(&without_b());
         let close = RegionMessage::Close { region: RegionId(1) };
         let name = || "r".to_owned();
         let open = RegionMessage::Open {
@@ -410,7 +458,9 @@ mod tests {
             name: name(),
             bytes: 4096,
             recover: true,
-            gone: 1,
+            epoch: 2,
+            since: 2,
+            shares: vec![1 << 20, 0],
         };
         assert_eq!(out, [(node(0), close), (node(0), open)]);
         // What is said of the number before counts no more, and who is gone gets no answer.
@@ -422,17 +472,64 @@ mod tests {
     fn regions_after_a_loss_have_the_room_of_those_that_are_left() {
         let mut directory = directory();
         assert_eq!(directory.create(node(0), 1, wanted("awaited", 0)), []);
-        assert_eq!(directory.nodes_gone(NodeSet::only(node(1))), []);
+        assert_eq!(directory.changed(&without_b()), []);
         let refusal = directory.create(node(0), 2, wanted("r", 2 << 20));
         let [(_, RegionMessage::Refused { reason, .. })] = &refusal[..] else { panic!() };
         assert!(reason.contains("give 1048576 (a gives 1048576)"), "{reason}");
         let machine = Wanted { recover: false, ..wanted("vm:x", 4096) };
         let refusal = directory.create(node(0), 3, machine);
         let [(_, RegionMessage::Refused { reason, .. })] = &refusal[..] else { panic!() };
-        assert!(reason.contains("needs every node of the list, and b is gone"), "{reason}");
+        assert!(reason.contains("needs every node of the list, and b is not there"), "{reason}");
         assert_eq!(directory.create(node(0), 4, wanted("awaited", 4096)).len(), 1);
         let both = [created((node(0), 1), RegionId(1)), created((node(0), 4), RegionId(1))];
         assert_eq!(directory.opened(node(0), RegionId(1)), both);
+    }
+
+    #[test]
+    fn who_joins_opens_what_is_there_until_it_has() {
+        let mut directory = directory();
+        directory.changed(&without_b());
+        directory.create(node(0), 1, wanted("old", 4096));
+        directory.opened(node(0), RegionId(1));
+        directory.create(node(0), 2, wanted("half", 4096));
+        let out = directory.changed(&with_b(3));
+        let open = |name: &str, number, epoch, since, shares: [u64; 2]| RegionMessage::Open {
+            region: RegionId(number),
+            name: name.into(),
+            bytes: 4096,
+            recover: true,
+            epoch,
+            since,
+            shares: shares.to_vec(),
+        };
+        let half = open("half", 3, 3, 3, [1 << 20, 1 << 20]);
+        let close = RegionMessage::Close { region: RegionId(2) };
+        assert_eq!(
+            out,
+            [
+                (node(0), close.clone()),
+                (node(1), close),
+                (node(1), open("old", 1, 3, 2, [1 << 20, 0])),
+                (node(0), half.clone()),
+                (node(1), half),
+            ]
+        );
+        // It is lost before it says so, comes back, and is asked again; then no more.
+        directory.opened(node(0), RegionId(3));
+        directory.opened(node(1), RegionId(3));
+        directory.changed(&Epoch::first(4, NodeSet::only(node(0))));
+        let out = directory.changed(&with_b(5));
+        assert_eq!(out.len(), 2);
+        assert_eq!(out[1], (node(1), open("old", 1, 5, 2, [1 << 20, 0])));
+        // Until it has opened a region, it gets no answer; others do.
+        assert_eq!(directory.create(node(1), 9, wanted("old", 0)), []);
+        let there = |asker| created(asker, RegionId(1));
+        assert_eq!(directory.create(node(0), 8, wanted("old", 0)), [there((node(0), 8))]);
+        assert_eq!(directory.opened(node(1), RegionId(1)), [there((node(1), 9))]);
+        directory.opened(node(1), RegionId(3));
+        let mut next = with_b(5);
+        next.number = 6;
+        assert_eq!(directory.changed(&next), []);
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(super) struct Status {
     pub(super) running: bool,
     pub(super) ended: bool,
     pub(super) live: NodeSet,
+    /// Who is a member, or was.
+    pub(super) met: NodeSet,
     /// Who left of its own will.
     pub(super) left: NodeSet,
     pub(super) missing: NodeSet,
@@ -51,6 +53,7 @@ impl Default for Status {
             running: false,
             ended: false,
             live: NodeSet::EMPTY,
+            met: NodeSet::EMPTY,
             left: NodeSet::EMPTY,
             missing: NodeSet::EMPTY,
             dial_errors: BTreeMap::new(),
@@ -71,7 +74,8 @@ pub(super) fn render(config: &NodeConfig, me: NodeId, engine: &Engine, shared: &
         .collect();
     let vm = lock(&shared.vm_status).clone().map(|vm| vm());
     let status = lock(&shared.status);
-    let nodes = config.nodes.iter().enumerate().filter_map(|(index, node)| {
+    let listed = lock(&shared.nodes).clone();
+    let nodes = listed.iter().enumerate().filter_map(|(index, node)| {
         let id = NodeId::new(index)?;
         let state = match () {
             () if id == me => "up",
@@ -82,6 +86,7 @@ pub(super) fn render(config: &NodeConfig, me: NodeId, engine: &Engine, shared: &
                     "up"
                 }
             }
+            () if !status.met.contains(id) => "absent",
             () if status.left.contains(id) => "left",
             () if !status.live.contains(id) => "lost",
             () => "up",

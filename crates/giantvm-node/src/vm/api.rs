@@ -163,7 +163,7 @@ impl Vm {
         options: VmOptions,
         patience: &Patience<'_>,
     ) -> Result<Self, VmError> {
-        let (me, nodes) = (node.index(), node.config().nodes.len());
+        let (me, nodes) = (node.index(), node.nodes().len());
         let name = node.config().nodes[me].name.clone();
         let failed = |reason: String| VmError::Start { node: name.clone(), reason };
         let checked = spec.check(nodes)?;
@@ -272,7 +272,7 @@ impl Vm {
             watch: Arc::clone(&watch),
             maker,
             memory: region.clone(),
-            names: node.config().nodes.iter().map(|node| node.name.clone()).collect(),
+            names: node.nodes().into_iter().map(|node| node.name).collect(),
             joins,
             generation: 0,
             ready: Default::default(),

@@ -40,6 +40,7 @@ fn config(folder: &Path, nodes: usize, me: usize) -> NodeConfig {
         name: format!("n{index}"),
         address: format!("unix:{}/n{index}.sock", folder.display()),
         memory_bytes: 256 << 20,
+        late: false,
     };
     NodeConfig {
         etcd: None,

@@ -68,10 +68,13 @@ impl Driver {
             return Ok(());
         }
         let node = hello.from.node;
-        let known = self.links.by_peer.get(&node).map(|link| link.incarnation);
-        if self.started && known != Some(hello.from.incarnation.0) {
+        let other = |link: &&Link| link.announced && link.incarnation != hello.from.incarnation.0;
+        if self.started && self.links.by_peer.get(&node).filter(other).is_some() {
             let name = self.name(node);
-            return Err(format!("the cluster runs already, with another process as node {name}"));
+            return Err(format!(
+                "another process runs as node {name} of this cluster; if it has ended, this one is \
+                 taken in when the others know"
+            ));
         }
         if node.index() < self.setup.me.index() {
             return Err("earlier nodes of the list are called, they don't call".into());

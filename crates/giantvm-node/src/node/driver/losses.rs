@@ -1,16 +1,17 @@
-//! What the control thread does when a node is lost or leaves, and the others go on.
+//! What the control thread does when a node is lost, leaves or joins, and the others go on.
 //!
 //! A node is *lost* first, and *gone* once it has certainly stopped ([`crate::membership`]). In between,
 //! who needs it waits: its pages, and the objects that it keeps. What is done when it is gone is the
 //! same, and in the same order, on every node that is left, whatever that node does: pages and objects
-//! are recovered by all survivors together. Each such set of nodes has a number, how many are in it.
+//! are recovered by all members together, in the *epoch* that begins then. A node that joins begins one
+//! in the same way ([`Epoch`]); the directory has it open the regions that are there.
 //!
 //! A virtual machine does not survive: with one, all ends as soon as a node is lost.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use dsm_core::types::{Epoch, NodeId, NodeSet, Page, RegionId};
+use dsm_core::types::{Epoch, NodeId, Page, RegionId};
 
 use super::{Driver, lock};
 use crate::control::RegionMessage;
@@ -18,15 +19,17 @@ use crate::node::api::NodeError;
 use crate::node::lost::{Loss, Lost, mark_lost};
 use crate::node::region::bytes;
 
+/// Why no node can join any more.
+pub(super) const FRAIL: &str = "a virtual machine runs over this cluster, and its nodes are fixed";
+
 /// What the control thread knows of losses.
-#[derive(Default)]
 pub(super) struct Losses {
+    /// Who belongs to the cluster.
+    now: Epoch,
     /// All ends with the first loss.
     frail: bool,
     /// Lost nodes that may still run.
     pending: BTreeMap<NodeId, Lost>,
-    /// Nodes that have stopped for certain, or left.
-    gone: NodeSet,
     /// All losses so far that the cluster outlived.
     outlived: Vec<Lost>,
     /// How many of them the program was told of.
@@ -35,9 +38,14 @@ pub(super) struct Losses {
     settling: HashMap<RegionId, Settling>,
     /// What was lost of each region that has settled.
     settled: HashMap<RegionId, Vec<Range<Page>>>,
-    /// Orders that follow a loss that this node does not know of yet.
+    /// Orders of an epoch that this node does not know of yet.
     early: Vec<RegionMessage>,
+    /// What nodes ask for, of which this node does not know yet that they are members.
+    questions: Vec<(NodeId, RegionMessage)>,
 }
+
+/// Most questions that are kept: far more than newcomers have threads.
+const QUESTIONS_MAX: usize = 4096;
 
 /// The parts of a region that have settled.
 #[derive(Default)]
@@ -47,9 +55,29 @@ struct Settling {
 }
 
 impl Losses {
-    /// The number of the last loss; 0 before the first.
-    pub(super) fn epoch(&self) -> u16 {
-        self.gone.len() as u16
+    /// Nobody was lost. `first` is the epoch with which the cluster starts, or did.
+    pub(super) fn new(first: Epoch) -> Self {
+        Self {
+            now: first,
+            frail: false,
+            pending: BTreeMap::new(),
+            outlived: Vec::new(),
+            told: 0,
+            settling: HashMap::new(),
+            settled: HashMap::new(),
+            early: Vec::new(),
+            questions: Vec::new(),
+        }
+    }
+
+    /// This node is a member from this epoch on.
+    pub(super) fn begin(&mut self, epoch: Epoch) {
+        self.now = epoch;
+    }
+
+    /// Who belongs to the cluster.
+    pub(super) fn now(&self) -> &Epoch {
+        &self.now
     }
 
     /// Whether all ends with the first loss.
@@ -57,9 +85,18 @@ impl Losses {
         self.frail
     }
 
-    /// Keeps an order until this node knows of as many losses as who gave it.
+    /// Keeps an order until this node knows of the epoch of who gave it.
     pub(super) fn keep(&mut self, order: RegionMessage) {
         self.early.push(order);
+    }
+
+    /// Keeps what `from` asks for until this node knows that it is a member.
+    pub(super) fn keep_question(&mut self, from: NodeId, message: RegionMessage) {
+        if self.questions.len() < QUESTIONS_MAX {
+            self.questions.push((from, message));
+        } else {
+            log::error!("node {from}, which is no member, asks for too much: {message:?}");
+        }
     }
 
     /// One of the `parts` of a region has settled.
@@ -100,6 +137,7 @@ impl Driver {
     /// This node has what ends with the first node that is lost: now, if one is already.
     pub(super) fn become_frail(&mut self) {
         self.losses.frail = true;
+        self.setup.membership.close(FRAIL);
         let lost = self.losses.outlived.first().or(self.losses.pending.values().next());
         if let Some(lost) = lost.cloned() {
             self.end_with(lost);
@@ -107,19 +145,23 @@ impl Driver {
     }
 
     /// From now on these are the members: whoever else was has certainly stopped, or left.
-    pub(super) fn new_epoch(&mut self, epoch: u64, members: NodeSet) {
-        log::info!("epoch {epoch}: {members:?}");
-        let all = NodeSet::first(self.setup.config.nodes.len());
-        let gone = all.minus(members).minus(self.losses.gone);
+    pub(super) fn new_epoch(&mut self, epoch: Epoch) {
+        log::info!("epoch {}: {:?}", epoch.number, epoch.members);
+        let before = std::mem::replace(&mut self.losses.now, epoch.clone());
+        let (gone, joined) =
+            (before.members.minus(epoch.members), epoch.joined_after(before.number));
         let ended = lock(&self.setup.shared.lost).is_some();
-        if gone.is_empty() || ended || self.leaving || self.losses.frail {
+        if ended || self.leaving || self.losses.frail {
             return;
         }
         for node in gone.iter() {
             let lost = self.losses.pending.remove(&node);
             self.losses.outlived.extend(lost);
         }
-        self.losses.gone = self.losses.gone.union(gone);
+        for node in joined.iter() {
+            log::info!("node {} has joined", self.name(node));
+            lock(&self.setup.shared.status).left.remove(node);
+        }
         if let Some(first) = NodeId::new(0).filter(|first| gone.contains(*first)) {
             self.without_directory(first);
         }
@@ -127,14 +169,22 @@ impl Driver {
             return self.end_with(self.lost(self.setup.me, reason));
         }
         if let Some(directory) = &mut self.directory {
-            let orders = directory.nodes_gone(gone);
+            let orders = directory.changed(&epoch);
             self.send_regions(orders);
         }
+        self.open_early();
+        for (from, message) in std::mem::take(&mut self.losses.questions) {
+            self.handle_region(from, message);
+        }
+        self.sync_changed(&epoch);
+        self.tell_program();
+    }
+
+    /// Opens regions whose orders came before the news of their epoch.
+    pub(super) fn open_early(&mut self) {
         for order in std::mem::take(&mut self.losses.early) {
             self.open_in_order(order);
         }
-        self.sync_lost(self.losses.gone);
-        self.tell_program();
     }
 
     /// No region and no block can be placed any more.
@@ -163,14 +213,12 @@ impl Driver {
             .values()
             .map(|open| (open.region, Settling::default()))
             .collect();
-        let members = NodeSet::first(self.setup.config.nodes.len()).minus(self.losses.gone);
-        let epoch = Epoch::first(self.losses.epoch(), members);
-        self.setup.engine.change(&epoch).map_err(|error| error.to_string())
+        self.setup.engine.change(&self.losses.now).map_err(|error| error.to_string())
     }
 
     /// A part of a region has settled after a loss.
     pub(super) fn recovered(&mut self, region: RegionId, epoch: u16, lost: Vec<Range<Page>>) {
-        if epoch == self.losses.epoch() {
+        if epoch == self.losses.now.number {
             self.losses.settle(region, self.setup.config.workers, lost);
             self.tell_program();
         }

@@ -8,13 +8,26 @@ use dsm_core::pages::RegionMemory;
 use dsm_core::pages::sigbus::Registration;
 use dsm_core::protocol::Features;
 use dsm_core::report::chain;
-use dsm_core::types::{Epoch, NodeId, NodeSet, PAGE_SIZE, RegionId};
+use dsm_core::types::{Epoch, NODES_MAX, NodeId, PAGE_SIZE, RegionId};
 use dsm_core::uffd::Mode;
 
+use super::losses::FRAIL;
 use super::{Driver, NodeError, OpenRegion, RegionReply, SyncAnswer, lock};
 use crate::control::{ControlMessage, RegionMessage};
+use crate::membership::Event;
 use crate::node::regions::{Addressed, Wanted};
 use crate::sync::{ClientOutput, SyncName, SyncOp, SyncReply, ToHome};
+
+/// A region to open at this node.
+struct Opening<'a> {
+    region: RegionId,
+    name: &'a str,
+    bytes: u64,
+    recover: bool,
+    /// When it began, if this node has joined since.
+    since: Option<u16>,
+    shares: Vec<u64>,
+}
 
 impl Driver {
     // Synchronisation objects.
@@ -29,15 +42,12 @@ impl Driver {
         self.sync_output(output);
     }
 
-    /// Has locks, barriers and counters go on without lost nodes, which have certainly stopped:
-    /// `lost` are all that were ever lost. Each survivor must be told of each loss, or be lost
-    /// itself, in its own time; it may be told of several at once.
-    pub(super) fn sync_lost(&mut self, lost: NodeSet) {
-        let all = NodeSet::first(self.setup.config.nodes.len());
-        let epoch = Epoch::first(1 + lost.len() as u16, all.minus(lost));
-        let replies = self.home.changed(&epoch);
+    /// Has locks, barriers and counters go on in an epoch: who is no member any more has certainly
+    /// stopped. Each member is told in its own time, and may be told of several epochs at once.
+    pub(super) fn sync_changed(&mut self, epoch: &Epoch) {
+        let replies = self.home.changed(epoch);
         self.answer(replies);
-        let output = self.sync.changed(&epoch);
+        let output = self.sync.changed(epoch);
         self.sync_output(output);
     }
 
@@ -105,10 +115,17 @@ impl Driver {
     }
 
     pub(super) fn handle_region(&mut self, from: NodeId, message: RegionMessage) {
+        if self.directory.as_ref().is_some_and(|directory| !directory.has_member(from)) {
+            // It has joined, and this node has not heard of that yet.
+            return self.losses.keep_question(from, message);
+        }
         let from_deciding = from.index() == 0;
         match message {
             RegionMessage::Open { .. } if from_deciding => self.open_in_order(message),
             RegionMessage::Create { ticket, name, bytes, overcommit, recover } => {
+                if !recover {
+                    self.setup.membership.close(FRAIL);
+                }
                 if let Some(directory) = &mut self.directory {
                     let wanted = Wanted { name: &name, bytes, overcommit, recover };
                     let out = directory.create(from, ticket, wanted);
@@ -138,22 +155,40 @@ impl Driver {
         }
     }
 
-    /// Opens a region as the directory orders. An order that follows a loss that this node does not know of
-    /// is kept until it does; one from before a loss that it knows of is void: another will come from the
-    /// directory when it knows of it, too.
+    /// Opens a region as the directory orders. An order of an epoch that this node does not know of is
+    /// kept until it does; one of an earlier epoch is void: another will come from the directory when it
+    /// knows of the new one, too.
     pub(super) fn open_in_order(&mut self, order: RegionMessage) {
-        let RegionMessage::Open { region, ref name, bytes, recover, gone } = order else { return };
-        match gone.cmp(&self.losses.epoch()) {
+        let RegionMessage::Open { region, ref name, bytes, recover, epoch, since, ref shares } =
+            order
+        else {
+            return;
+        };
+        match epoch.cmp(&self.losses.now().number) {
             Ordering::Less => return,
-            Ordering::Equal => {}
-            Ordering::Greater => return self.losses.keep(order),
+            Ordering::Equal if self.started => {}
+            Ordering::Equal | Ordering::Greater => return self.losses.keep(order),
         }
         let ticket = u64::from(region.0);
-        let answer = match self.open_here(region, name, bytes, recover) {
+        if lock(&self.setup.shared.regions).values().any(|open| open.region == region) {
+            // This node has joined, and was asked twice.
+            return self.ask_opened(RegionMessage::Created { ticket, region });
+        }
+        let since = (since < epoch).then_some(since);
+        let how = Opening { region, name, bytes, recover, since, shares: shares.clone() };
+        let answer = match self.open_here(how) {
             Ok(()) => RegionMessage::Created { ticket, region },
+            Err(reason) if since.is_some() => return self.cannot_join(name, &reason),
             Err(reason) => RegionMessage::Refused { ticket, reason },
         };
         self.ask_opened(answer);
+    }
+
+    /// This node has joined, but can't open a region that the others have: it goes again.
+    fn cannot_join(&mut self, name: &str, reason: &str) {
+        let reason = format!("this node can't open region {name:?} of the cluster: {reason}");
+        self.end_with(self.lost(self.setup.me, reason));
+        self.step(Event::Abandon);
     }
 
     /// Reports the result of an order of the directory, which may be at this node.
@@ -190,15 +225,13 @@ impl Driver {
         }
     }
 
-    fn open_here(
-        &self,
-        region: RegionId,
-        name: &str,
-        bytes: u64,
-        recover: bool,
-    ) -> Result<(), String> {
+    fn open_here(&self, how: Opening<'_>) -> Result<(), String> {
+        let Opening { region, name, bytes, recover, since, shares } = how;
         if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
             return Err(format!("{bytes} bytes is no size of a region"));
+        }
+        if shares.is_empty() || shares.len() > NODES_MAX {
+            return Err(format!("{} shares are not those of a cluster", shares.len()));
         }
         let workers = self.setup.config.workers;
         let memory = RegionMemory::open(name, bytes, workers, Mode::FullOrUserMode)
@@ -208,8 +241,8 @@ impl Driver {
         let spec = RegionSpec {
             region,
             memory: Arc::clone(&memory),
-            shares: self.setup.config.shares(),
-            since: None,
+            shares,
+            since,
             features: Features { recover, zeros: recover, ..Features::default() },
         };
         self.setup.engine.open(&spec).map_err(|error| chain(&error))?;

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 use self::asker::Asker;
 use self::client::Client;
 use self::lease::Keeper;
-use super::api::{NodeError, Patience};
+use super::api::NodeError;
 use super::config::{NodeConfig, NodeSpec};
 use super::driver::{Inbox, ToDriver, now_ms};
+use super::patience::Patience;
 use crate::membership::Said;
 use crate::membership::etcd::{
     Announcement, Forming, Lease, Next, Proposal, Record, Settings, View,
@@ -164,6 +165,7 @@ fn config_of(config: &NodeConfig, record: &Record) -> NodeConfig {
         name: it.name.clone(),
         address: it.listen.clone(),
         memory_bytes: it.memory_bytes,
+        late: false,
     });
     NodeConfig {
         me: record.nodes.iter().position(|it| it.name == *own).unwrap_or(usize::MAX),
@@ -210,5 +212,5 @@ pub fn query_nodes(
 }
 
 fn spec((name, address, memory_bytes): (String, String, u64)) -> NodeSpec {
-    NodeSpec { name, address, memory_bytes }
+    NodeSpec { name, address, memory_bytes, late: false }
 }
