@@ -169,6 +169,11 @@ def go(site: Site) -> None:
     site.node.close(wait=False)
 
 
+def close(site: Site) -> None:
+    site.kept.clear()
+    site.node.close()
+
+
 @pytest.mark.parametrize("uses", [False, True])
 def test_a_node_that_left_comes_back(server: Etcd | None, uses: bool) -> None:
     with start(server) as cluster:
@@ -186,6 +191,11 @@ def test_a_node_that_left_comes_back(server: Etcd | None, uses: bool) -> None:
         assert cluster.call(1, read, range(8), 0) == {5}
         knows_all(cluster, 2)
         cluster.each(meet)
+        # Who saw it leave still waits for the others at its own end.
+        cluster.call(2, write, range(8), 9)
+        cluster.nodes[2].begin(close)
+        assert not cluster.nodes[2].link.poll(0.5), "it does not wait"
+        assert cluster.call(0, read, range(8), 2) == {9}
 
 
 def keep_counting(site: Site, seed: int) -> int:

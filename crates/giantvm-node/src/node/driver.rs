@@ -199,7 +199,8 @@ pub(super) struct Driver {
     directory: Option<Directory>,
     started: bool,
     closing: bool,
-    someone_left: bool,
+    /// Somebody left while this node was closing.
+    left_at_end: bool,
     /// This node waits for nothing any more.
     leaving: bool,
     /// The node with the directory of regions, once it is gone.
@@ -241,7 +242,7 @@ impl Driver {
             directory,
             started: false,
             closing: false,
-            someone_left: false,
+            left_at_end: false,
             leaving: false,
             directory_gone: None,
             dials: Dials::default(),
@@ -388,9 +389,9 @@ impl Driver {
     fn peer_left(&mut self, node: NodeId) {
         lock(&self.setup.shared.status).left.insert(node);
         self.setup.engine.detach(node);
-        self.someone_left = true;
         if self.closing {
             // Nobody meets any more; what this node waits for at its end is over.
+            self.left_at_end = true;
             self.sync.drop_open();
         } else if self.losses.is_frail() {
             self.end_with(self.lost(node, EndReason::Abandoned.to_string()));

@@ -110,6 +110,22 @@ pub struct Present {
     pub says: Announcement,
 }
 
+impl Present {
+    /// Its entry in a record.
+    pub(super) fn listed(&self, standing: Standing) -> Listed {
+        let Announcement { listen, memory_bytes, incarnation, .. } = &self.says;
+        Listed {
+            name: self.name.clone(),
+            listen: listen.clone(),
+            memory_bytes: *memory_bytes,
+            incarnation: *incarnation,
+            lease: self.lease,
+            joined: 0,
+            standing,
+        }
+    }
+}
+
 /// All that etcd has of a cluster, at one moment.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct View {
@@ -343,15 +359,7 @@ impl Forming {
         if !there.iter().any(|it| it.name == self.name) {
             return Next::Wait(format!("a place: the cluster has its {wanted} nodes: {names}"));
         }
-        let nodes = there.iter().map(|it| Listed {
-            name: it.name.clone(),
-            listen: it.says.listen.clone(),
-            memory_bytes: it.says.memory_bytes,
-            incarnation: it.says.incarnation,
-            lease: it.lease,
-            joined: 0,
-            standing: Standing::Member,
-        });
+        let nodes = there.iter().map(|it| it.listed(Standing::Member));
         // Whoever has the name of an earlier one now has its key: that one is gone.
         let old = view.record.iter().flat_map(|record| &record.nodes);
         let old = old.filter(|old| !there.iter().any(|it| it.name == old.name));

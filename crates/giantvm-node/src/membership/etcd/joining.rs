@@ -4,7 +4,7 @@ use dsm_core::types::{NodeId, NodeSet};
 
 use super::forming::{Present, Proposal, View};
 use super::machine::EtcdMembership;
-use super::record::{Listed, Standing};
+use super::record::Standing;
 use crate::control::clip_reason;
 use crate::membership::event::{Action, EndReason, State};
 
@@ -44,15 +44,7 @@ impl EtcdMembership {
         let has_stopped =
             |index| NodeId::new(index).is_some_and(|node| !self.present.contains(node));
         let index = self.record.place_for(&it.name, has_stopped)?;
-        let listed = Listed {
-            name: it.name.clone(),
-            listen: it.says.listen.clone(),
-            memory_bytes: it.says.memory_bytes,
-            incarnation: it.says.incarnation,
-            lease: it.lease,
-            joined: 0,
-            standing: Standing::Joining,
-        };
+        let listed = it.listed(Standing::Joining);
         let mut record = self.record.clone();
         match record.nodes.get_mut(index) {
             Some(place) => *place = listed,

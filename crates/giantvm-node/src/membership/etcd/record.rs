@@ -5,11 +5,9 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::control::clip_reason;
-use crate::limits::{NODE_ADDRESS_BYTES_MAX, NODE_NAME_BYTES_MAX, REASON_BYTES_MAX};
-
-/// Newcomers are taken in up to this epoch, of 65,535: what is left is far more than all nodes need
-/// to go.
-const JOIN_EPOCH_MAX: u16 = 65_000;
+use crate::limits::{
+    JOIN_EPOCH_MAX, NODE_ADDRESS_BYTES_MAX, NODE_NAME_BYTES_MAX, REASON_BYTES_MAX,
+};
 
 /// The value of the epoch key. A process's standing only ever moves on, and the epoch only rises.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

@@ -34,7 +34,7 @@ impl Driver {
 
     pub(super) fn sync(&mut self, ticket: u64, name: SyncName, op: SyncOp, reply: SyncAnswer) {
         let lost = lock(&self.setup.shared.lost).is_some();
-        if lost || self.closing && self.someone_left {
+        if lost || self.left_at_end {
             // Dropping `reply` tells the waiter to look why.
             return;
         }
