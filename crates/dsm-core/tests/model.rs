@@ -17,8 +17,7 @@ use dsm_core::Access;
 use dsm_core::protocol::Mutation;
 use support::coverage::Coverage;
 use support::explore::explore;
-use support::recover::is_of_recovery;
-use support::script::{Config, Use, access, hold, on, prefetch, read, walk, write, writes};
+use support::script::{Change, Config, Use, access, hold, on, prefetch, read, walk, write, writes};
 
 /// More than any configuration has; without it a mutation could run for ever.
 const STATES_MAX: usize = 30_000_000;
@@ -93,6 +92,53 @@ fn a_hold_completes_whatever_pages_it_names() {
 
 #[test]
 fn every_seeded_mistake_is_noticed() {
+    notice_all(|kind| matches!(kind, Of::Pages | Of::Walks));
+}
+
+#[test]
+fn every_seeded_mistake_in_recovery_is_noticed() {
+    notice_all(|kind| kind == Of::Recovery);
+}
+
+#[test]
+fn every_seeded_mistake_in_joining_is_noticed() {
+    notice_all(|kind| kind == Of::Joining);
+}
+
+/// What a mistake is about, or a world. A mistake of one kind is none elsewhere, or shows here as well and
+/// sooner.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Pages,
+    Walks,
+    Recovery,
+    Joining,
+}
+
+impl Of {
+    fn mutation(mutation: Mutation) -> Self {
+        let name = format!("{mutation:?}");
+        match () {
+            () if name.starts_with("Walk") => Self::Walks,
+            () if name.starts_with("RecoverJoining") => Self::Joining,
+            () if name.starts_with("Recover") => Self::Recovery,
+            () => Self::Pages,
+        }
+    }
+
+    fn world(config: &Config) -> Self {
+        let joins = config.changes.iter().any(|change| matches!(change, Change::Join(_)));
+        match () {
+            () if config.features.walk_shared.is_some() => Self::Walks,
+            () if joins => Self::Joining,
+            () if config.features.recover => Self::Recovery,
+            () => Self::Pages,
+        }
+    }
+}
+
+/// Each mistake of these kinds makes some world fail.
+fn notice_all(kinds: impl Fn(Of) -> bool) {
     let mut missed = Vec::new();
     let mut configs = configs();
     let world = std::env::var("GIANTVM_MODEL").unwrap_or_default();
@@ -104,18 +150,12 @@ fn every_seeded_mistake_is_noticed() {
     });
     let only = std::env::var("GIANTVM_MUTATION").unwrap_or_default();
     for mutation in Mutation::ALL {
-        if !format!("{mutation:?}").contains(&only) {
+        let kind = Of::mutation(mutation);
+        if !kinds(kind) || !format!("{mutation:?}").contains(&only) {
             continue;
         }
-        // Where no page is walk-shared, mistakes with such pages are none, and the others show without.
-        let of_walks = format!("{mutation:?}").starts_with("Walk");
-        // The same holds where nobody recovers from a loss.
-        let of_recovery = is_of_recovery(mutation);
-        let fits = |config: &Config| {
-            config.features.walk_shared.is_some() == of_walks
-                && config.features.recover == of_recovery
-        };
-        let caught = configs.iter().filter(|(config, _)| fits(config)).find_map(|(config, _)| {
+        let fitting = configs.iter().filter(|(config, _)| Of::world(config) == kind);
+        let caught = fitting.into_iter().find_map(|(config, _)| {
             let mutant = Config { mutation: Some(mutation), ..config.clone() };
             let report = explore(&mutant, 300_000);
             report.failure.map(|failure| (config.name.clone(), failure.what, report.states))

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use dsm_core::protocol::{Message, Mutation};
+use dsm_core::protocol::Message;
 use dsm_core::protocol::{PageState, Recover, Restored, Run};
 use dsm_core::{Access, NodeId, Page, ThreadId};
 
@@ -285,11 +285,6 @@ impl World {
         }
         Ok(())
     }
-}
-
-/// Whether a mistake of this kind shows only where survivors go on.
-pub fn is_of_recovery(mutation: Mutation) -> bool {
-    format!("{mutation:?}").starts_with("Recover")
 }
 
 /// The worlds, each with the events that it is there for (rows of [`super::coverage::Coverage`]).

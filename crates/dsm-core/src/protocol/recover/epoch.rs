@@ -24,7 +24,7 @@ impl Protocol {
         }
         (self.recovery.now, self.recovery.birth) = (epoch.clone(), birth);
         self.recovery.heard = NodeSet::EMPTY;
-        self.table.arrive(self.mutated(Mutation::RecoverArrivingAsFirst));
+        self.table.arrive(self.mutated(Mutation::RecoverJoiningAsFirst));
         self.recovery.arrives = true;
         self.begin_epoch(fx);
     }
@@ -50,7 +50,7 @@ impl Protocol {
         let gone = before.members.minus(epoch.members);
         recovery.strangers = recovery.strangers.union(gone).union(joined);
         recovery.heard = recovery.heard.minus(joined);
-        if !self.mutated(Mutation::RecoverCountingTheLost) {
+        if !self.mutated(Mutation::RecoverJoiningWithOldCounts) {
             let recovery = &mut self.recovery;
             recovery.sent.retain(|&node, _| !joined.contains(node));
             recovery.received.retain(|&node, _| !joined.contains(node));
@@ -106,7 +106,7 @@ impl Protocol {
         }
         // Later, it has heard: else it would not be as far.
         let draining = self.recovery.phase == Phase::Draining;
-        let answered = !self.mutated(Mutation::RecoverUnansweredArrival);
+        let answered = !self.mutated(Mutation::RecoverJoiningUnheard);
         if self.recovery.unaware.remove(from) && draining && answered {
             self.say_entered(from, self.recovery.arrives, fx);
         }
@@ -124,6 +124,6 @@ impl Protocol {
     pub(super) fn is_void(&self, node: NodeId) -> bool {
         let Recovery { now, birth, .. } = &self.recovery;
         let joined = now.joined.get(&node).is_some_and(|joined| joined > birth);
-        !now.members.contains(node) || joined && !self.mutated(Mutation::RecoverTrustingReturned)
+        !now.members.contains(node) || joined && !self.mutated(Mutation::RecoverJoiningAsFirstAgain)
     }
 }

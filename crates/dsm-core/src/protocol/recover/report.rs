@@ -36,7 +36,7 @@ impl Protocol {
     /// Who rules in this epoch: those who may know which memory nobody has touched.
     fn rulers(&self) -> NodeSet {
         let old = self.members().minus(self.recovery.now.newcomers());
-        if old.is_empty() || self.mutated(Mutation::RecoverNewcomersRule) {
+        if old.is_empty() || self.mutated(Mutation::RecoverJoiningAsRuler) {
             return self.members();
         }
         old

@@ -236,7 +236,7 @@ impl Protocol {
             }
             self.counters.pages_lost += self.table.lose(pages);
         }
-        if !self.mutated(Mutation::RecoverForgettingUntouched) {
+        if !self.mutated(Mutation::RecoverJoiningUntold) {
             verdict
                 .untouched
                 .iter()
