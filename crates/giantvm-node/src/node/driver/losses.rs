@@ -99,6 +99,11 @@ impl Losses {
         }
     }
 
+    /// The process that was `from` gets no answer any more; another may come with its number.
+    pub(super) fn drop_questions(&mut self, from: NodeId) {
+        self.questions.retain(|(node, _)| *node != from);
+    }
+
     /// One of the `parts` of a region has settled.
     fn settle(&mut self, region: RegionId, parts: usize, lost: Vec<Range<Page>>) {
         let Some(settling) = self.settling.get_mut(&region) else { return };
