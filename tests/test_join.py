@@ -14,11 +14,12 @@ pytest.importorskip("giantvm._native", reason="the native module is not built")
 import numpy as np
 
 import giantvm
-from cluster import ANSWER_S, NAMES, Cluster, NodeProcess, Site
+from cluster import NAMES, Cluster, NodeProcess, Site
 from etcd import Etcd
 from giantvm import PAGE_SIZE
 from losing import kill
 from test_etcd import wait_until
+from test_lost_recovered import wait_for_loss
 
 TIMEOUT_MS: Final = 1000
 ETCD_TIMEOUT_MS: Final = 3000
@@ -65,12 +66,6 @@ def lost_pages(site: Site) -> int:
     return sum(len(part) for part in lost) // PAGE_SIZE
 
 
-def hears_of_losses(site: Site, count: int) -> None:
-    while len(site.losses) < count:
-        assert site.lost.wait(ANSWER_S), "the node was not told of the loss"
-        site.lost.clear()
-
-
 def states(site: Site) -> list[str]:
     return [node["state"] for node in site.node.status()["nodes"]]
 
@@ -115,7 +110,7 @@ def test_a_node_that_was_killed_comes_back(server: Etcd | None) -> None:
         cluster.call(2, lock_and_keep)
         kill(cluster, 2)
         for index in (0, 1):
-            cluster.call(index, hears_of_losses, 1)
+            cluster.call(index, wait_for_loss, 1)
         assert cluster.call(0, states) == ["up", "up", "lost"]
         lost = cluster.call(1, lost_pages)
         assert 0 < lost <= 412
@@ -160,7 +155,7 @@ def test_a_new_node_joins_and_takes_its_share(server: Etcd | None) -> None:
         assert cluster.each(new_region, 34 << 20) == [7, 7, 7]
         # It has pages that the others had, and is lost with them.
         kill(cluster, 2)
-        cluster.call(1, hears_of_losses, 1)
+        cluster.call(1, wait_for_loss, 1)
         assert cluster.call(0, read, range(8), 0) == {5}
 
 
@@ -263,7 +258,7 @@ def come_and_go(server: Etcd | None, rounds: int, seed: int) -> None:
             cluster.call(2, use, None)
             cluster.call(2, begin_counting, seed + number)
             for index in (0, 1):
-                cluster.call(index, hears_of_losses, number)
+                cluster.call(index, wait_for_loss, number)
         # The last process may have had no time.
         assert all(counted > 0 for counted in cluster.each(end_counting)[:2])
 

@@ -16,7 +16,7 @@ use crate::pages::RegionMemory;
 use crate::protocol::Mutation;
 use crate::protocol::{Features, Homes, LEASE_PAGES, Settings};
 use crate::transport::Transport;
-use crate::types::{Access, Epoch, NodeId, NodeSet, Page, RegionId, ThreadId};
+use crate::types::{Access, NodeId, Page, RegionId, ThreadId};
 
 use super::ages::Ages;
 use super::budget::Budget;
@@ -24,7 +24,6 @@ use super::command::{Command, HoldRequest};
 use super::event::EngineEvent;
 use super::observe::Observer;
 use super::pace::{Nudge, Pace};
-use super::recover::shares_of;
 use super::source::Wake;
 use super::stats::RegionStats;
 use super::wait::WaitMode;
@@ -76,10 +75,10 @@ pub struct RegionSpec {
     pub region: RegionId,
     /// Its memory, with at most one stripe a worker.
     pub memory: Arc<RegionMemory>,
-    /// The nodes' shares of it, in any unit.
+    /// The nodes' shares of it in the epoch in which it begins, or began, in any unit: none for who is no
+    /// member then.
     pub shares: Vec<u64>,
-    /// The epoch in which the region began, if that was before this node joined: then `shares` are those
-    /// of that epoch, none for who was no member. `None`: it begins now, for all members.
+    /// That epoch, if this node has joined since. `None`: the region begins now, for all members.
     pub since: Option<u16>,
     /// Switches of the protocol.
     pub features: Features,
@@ -169,7 +168,6 @@ pub struct Engine {
     regions: Mutex<HashMap<RegionId, Arc<RegionMemory>>>,
     /// Regions of which something may have to be flushed.
     shares: Arc<AtomicUsize>,
-    epoch: Mutex<Epoch>,
     holds: AtomicU32,
     last_hold: AtomicU32,
 }
@@ -247,7 +245,6 @@ impl Engine {
             workers,
             regions: Mutex::default(),
             shares,
-            epoch: Mutex::new(Epoch::first(0, NodeSet::first(config.nodes))),
             holds: AtomicU32::new(0),
             last_hold: AtomicU32::new(0),
         })
@@ -347,16 +344,12 @@ impl Engine {
 
     fn settings(&self, spec: &RegionSpec) -> Settings {
         let pages = spec.memory.pages();
-        let shares = match spec.since {
-            None => shares_of(self.epoch_mut().members, &spec.shares),
-            Some(_) => spec.shares.clone(),
-        };
         Settings {
             me: self.config.me,
             nodes: self.config.nodes,
             pages,
             lease_pages: LEASE_PAGES,
-            homes: Homes::spread(pages, LEASE_PAGES, &shares),
+            homes: Homes::spread(pages, LEASE_PAGES, &spec.shares),
             features: spec.features,
             #[cfg(feature = "mutations")]
             mutation: SEEDED.get().copied(),
@@ -550,10 +543,6 @@ impl Engine {
             .into_iter()
             .map(|answer| answer.recv_timeout(ANSWER_MAX).map_err(|_| EngineError::Stopped))
             .collect()
-    }
-
-    pub(super) fn epoch_mut(&self) -> std::sync::MutexGuard<'_, Epoch> {
-        self.epoch.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn regions_mut(&self) -> std::sync::MutexGuard<'_, HashMap<RegionId, Arc<RegionMemory>>> {

@@ -36,7 +36,6 @@ pub use handle::{Engine, EngineConfig, EngineError, HoldError, RegionSpec};
 pub use observe::{Observed, Observer};
 pub use pace::{Nudge, Pace};
 pub use priority::outrank;
-pub use recover::shares_of;
 pub use restore::RestoreError;
 pub use stats::{FaultKind, Latency, RegionStats};
 pub use wait::WaitMode;

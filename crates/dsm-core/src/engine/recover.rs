@@ -6,17 +6,7 @@ use super::command::Command;
 use super::handle::{Engine, EngineError, HoldError};
 use super::shard::{Outgoing, Shard};
 use crate::pages::MemoryError;
-use crate::types::{Epoch, NodeId, NodeSet, Page, RegionId};
-
-/// The shares of those nodes that are `members`; the others have none. All zero counts as all equal.
-pub fn shares_of(members: NodeSet, shares: &[u64]) -> Vec<u64> {
-    let even = shares.iter().all(|&share| share == 0);
-    let share = |(node, &share): (usize, &u64)| {
-        let member = NodeId::new(node).is_some_and(|node| members.contains(node));
-        if member { share.max(even.into()) } else { 0 }
-    };
-    shares.iter().enumerate().map(share).collect()
-}
+use crate::types::{Epoch, Page, RegionId};
 
 impl Engine {
     /// `epoch` begins. Connections to nodes that are no members any more must have been closed. Regions
@@ -24,14 +14,13 @@ impl Engine {
     /// members are to be told of the same epochs ([`crate::protocol::Protocol::change`]).
     /// [`super::EngineEvent::Recovered`] says when a region has settled.
     ///
-    /// Regions opened later have no part at nodes that are no members. All members must open a region in
-    /// the same epoch; who joins later opens it as one that was there before ([`super::RegionSpec::since`]).
+    /// All members must open a region in the same epoch; who joins later opens it as one that was there
+    /// before ([`super::RegionSpec::since`]).
     ///
     /// # Errors
     ///
     /// [`EngineError::Stopped`].
     pub fn change(&self, epoch: &Epoch) -> Result<(), EngineError> {
-        *self.epoch_mut() = epoch.clone();
         self.ask_all(|reply| Command::Change { epoch: Box::new(epoch.clone()), reply }).map(drop)
     }
 
@@ -106,19 +95,5 @@ impl Shard {
                 let _ = reply.try_send(Err(HoldError::Lost));
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_is_no_member_has_no_share_of_new_regions() {
-        assert_eq!(shares_of(NodeSet::first(3), &[1, 2, 3]), [1, 2, 3]);
-        let members = NodeSet::first(3).without(NodeId::new(1).unwrap());
-        assert_eq!(shares_of(members, &[1, 2, 3]), [1, 0, 3]);
-        // All shares zero counts as all equal.
-        assert_eq!(shares_of(members, &[0, 0, 0]), [1, 0, 1]);
     }
 }

@@ -239,7 +239,7 @@ layout! {
 }
 
 layout! {
-    /// The sender knows of a loss.
+    /// The sender knows of an epoch.
     RawEntered, 16 {
         sent: U64,
         flags: u8,

@@ -25,6 +25,15 @@ pub struct NodeSpec {
     pub late: bool,
 }
 
+/// Fills a place of a list of nodes. Places are filled one after the other, and again when who was there
+/// is gone.
+pub(super) fn list(nodes: &mut Vec<NodeSpec>, node: NodeId, spec: NodeSpec) {
+    match nodes.get_mut(node.index()) {
+        Some(place) => *place = spec,
+        None => nodes.push(spec),
+    }
+}
+
 /// A cluster as one of its nodes sees it. All but `me` and `wait` must be the same on every node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeConfig {

@@ -23,7 +23,7 @@ use rustix::time::{ClockId, clock_gettime};
 use self::dial::Dials;
 use self::losses::Losses;
 use super::api::NodeError;
-use super::config::{NodeConfig, NodeSpec};
+use super::config::{NodeConfig, NodeSpec, list};
 use super::dialer::Connected;
 use super::etcd::Order;
 use super::links::{Link, Links, Source};
@@ -377,12 +377,7 @@ impl Driver {
         if let Some(directory) = &mut self.directory {
             directory.list(node, spec.clone());
         }
-        let mut nodes = lock(&self.setup.shared.nodes);
-        match nodes.get_mut(node.index()) {
-            Some(place) => *place = spec,
-            // Places are filled one after the other.
-            None => nodes.push(spec),
-        }
+        list(&mut lock(&self.setup.shared.nodes), node, spec);
     }
 
     /// A node left. What it kept is recovered as after a loss, when the epoch without it begins.
@@ -557,12 +552,12 @@ impl Driver {
     /// No node has a frame left for pages that threads here wait for: their accesses end like those
     /// to lost pages.
     fn memory_full(&mut self, region: RegionId) {
-        let gives: Vec<String> = self
-            .setup
-            .config
-            .nodes
+        let members = self.losses.now().members;
+        let gives: Vec<String> = lock(&self.setup.shared.nodes)
             .iter()
-            .map(|node| format!("{} gives {}", node.name, node.memory_bytes))
+            .enumerate()
+            .filter(|(index, _)| NodeId::new(*index).is_some_and(|node| members.contains(node)))
+            .map(|(_, node)| format!("{} gives {}", node.name, node.memory_bytes))
             .collect();
         let reason =
             format!("the memory of all nodes is full, raise `memory`: {}", gives.join(", "));

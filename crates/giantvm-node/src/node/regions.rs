@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use dsm_core::engine::shares_of;
 use dsm_core::types::{Epoch, NodeId, NodeSet, PAGE_SIZE, RegionId};
 
-use super::config::NodeSpec;
+use super::config::{NodeSpec, list};
 use crate::control::RegionMessage;
 
 /// Most regions of a cluster.
@@ -63,6 +62,16 @@ impl Entry {
     }
 }
 
+/// The shares of those nodes that are `members`; the others have none. All zero counts as all equal.
+fn shares_of(members: NodeSet, shares: &[u64]) -> Vec<u64> {
+    let even = shares.iter().all(|&share| share == 0);
+    let share = |(node, &share): (usize, &u64)| {
+        let member = NodeId::new(node).is_some_and(|node| members.contains(node));
+        if member { share.max(even.into()) } else { 0 }
+    };
+    shares.iter().enumerate().map(share).collect()
+}
+
 /// All regions of the cluster.
 pub(super) struct Directory {
     nodes: Vec<NodeSpec>,
@@ -99,10 +108,7 @@ impl Directory {
 
     /// A place of the list of nodes is filled, the next one or one whose node is gone.
     pub(super) fn list(&mut self, node: NodeId, spec: NodeSpec) {
-        match self.nodes.get_mut(node.index()) {
-            Some(place) => *place = spec,
-            None => self.nodes.push(spec),
-        }
+        list(&mut self.nodes, node, spec);
     }
 
     /// `from` asks for a region; without a size, for one that another node creates.
@@ -383,6 +389,15 @@ mod tests {
 
     fn overcommitted(name: &str, bytes: u64) -> Wanted<'_> {
         Wanted { overcommit: true, ..wanted(name, bytes) }
+    }
+
+    #[test]
+    fn who_is_no_member_has_no_share_of_new_regions() {
+        assert_eq!(shares_of(NodeSet::first(3), &[1, 2, 3]), [1, 2, 3]);
+        let members = NodeSet::first(3).without(node(1));
+        assert_eq!(shares_of(members, &[1, 2, 3]), [1, 0, 3]);
+        // All shares zero counts as all equal.
+        assert_eq!(shares_of(members, &[0, 0, 0]), [1, 0, 1]);
     }
 
     #[test]

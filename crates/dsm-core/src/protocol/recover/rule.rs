@@ -172,7 +172,7 @@ impl Protocol {
         let me = self.me();
         let arrivals = self.recovery.arrivals;
         if !arrivals.is_empty() {
-            rulings.extend(self.untouched().map(|run| (run, Ruling::Untouched)));
+            self.add_untouched(&mut rulings);
         }
         for &(run, ruling) in &rulings {
             match ruling {
@@ -245,17 +245,15 @@ impl Protocol {
         true
     }
 
-    /// Whole blocks of this node's chunks that nobody has said to touch, in rows.
-    fn untouched(&self) -> impl Iterator<Item = Run> + use<> {
-        let mut runs: Vec<(Run, ())> = Vec::new();
+    /// Adds the blocks of this node's chunks that nobody has said to touch, in rows.
+    fn add_untouched(&self, rulings: &mut Vec<(Run, Ruling)>) {
         let chunks = self.table.chunks(self.served.clone()).into_iter();
         for (_, chunk) in chunks.filter(|(recoverer, _)| *recoverer == self.me()) {
             let blocks = self.table.by_block(chunk).into_iter();
             for block in blocks.filter(|block| !self.table.was_touched(block.start)) {
-                push(&mut runs, block, ());
+                push(rulings, block, Ruling::Untouched);
             }
         }
-        runs.into_iter().map(|(run, ())| run)
     }
 }
 

@@ -137,13 +137,6 @@ pub struct View {
     pub present: Vec<Present>,
 }
 
-impl Present {
-    /// What of `other`, which came earlier, keeps this one out; for people.
-    fn contradiction(&self, other: &Self) -> Option<String> {
-        contradiction(&self.says, other)
-    }
-}
-
 /// Why a node that says `own` can't be in one cluster with `other`, for people.
 fn contradiction(own: &Announcement, other: &Present) -> Option<String> {
     if let Some(difference) = own.settings.difference(&other.says.settings) {
@@ -165,7 +158,7 @@ impl View {
         };
         let fits = |it: &&Present| {
             let mut earlier = self.present.iter().filter(|other| other.since < it.since);
-            earlier.all(|other| it.contradiction(other).is_none())
+            earlier.all(|other| contradiction(&it.says, other).is_none())
         };
         let mut arrivals: Vec<_> =
             self.present.iter().filter(|it| !is_listed(it)).filter(fits).collect();
