@@ -18,7 +18,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Where the tests of virtual machines find their guest, and a kernel as distributions ship it.
 export GIANTVM_GUEST := $(TARGET)/guests/guest.elf
-TEST_KERNEL = GIANTVM_TEST_KERNEL="$$(echo $(TARGET)/testbed/kernels/*-cloud-*/boot/vmlinuz-*)"
+TEST_KERNEL = GIANTVM_TEST_KERNEL="$$(echo $(TARGET)/testbed/kernels/*-6.12-cloud-*/boot/vmlinuz-*)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--here", action="store_true", help="two nodes on this machine, whatever its processor"
     )
     parser.add_argument("--hide", default="", help="features of the processor: see docs/linux.md")
+    parser.add_argument("--options", default="", help="more for the kernel's command line")
     options = parser.parse_args(argv)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="giantvm-demo-") as name:
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             digest = _prepare(work)
             place = ThisMachine(work, options.hide) if here else EmulatedHosts(work)
             with place:
-                problems = _session(place, digest, begin)
+                problems = _session(place, options.options, digest, begin)
         except TestbedError as error:
             problems = [str(error)]
     took_s = time.monotonic() - begin
@@ -116,13 +117,13 @@ def _prepare(work: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _session(place: Place, digest: str, begin: float) -> list[str]:
+def _session(place: Place, options: str, digest: str, begin: float) -> list[str]:
     """Starts the machine and sees its session through; what was wrong."""
     deadline = begin + LIMIT_S
     console = Console()
     started = time.monotonic()
     print(f"{place.describe()}\nLinux boots ...", flush=True)
-    place.start(console.show, f"quiet LIMIT={PRIMES_BELOW}")
+    place.start(console.show, f"quiet LIMIT={PRIMES_BELOW} {options}".rstrip())
     ends = threading.Thread(target=_watch, args=(place, console), daemon=True)
     ends.start()
     for text, what in (("== Linux is up", "start its init"), (PROMPT, "end its session")):

@@ -18,8 +18,16 @@ CMDLINE: Final = (
     "random.trust_cpu=1"
 )
 
-SCHEDULING: Final = "isolcpus=1 rcu_nocbs=1"
-"""Keeps Linux from moving its work back and forth between two hosts."""
+
+def scheduling(cpus: int) -> str:
+    """For the kernel's command line: keeps Linux from moving its work back and forth between hosts
+    of one processor each.
+    """
+    others = ",".join(str(cpu) for cpu in range(1, cpus))
+    return f"isolcpus={others} rcu_nocbs={others}"
+
+
+SCHEDULING: Final = scheduling(2)
 
 LATE: Final = "maxcpus=1 rcupdate.rcu_cpu_stall_timeout=300"
 """Only processor 0 runs while Linux starts; its init lets the others in. On slow hosts that takes a
@@ -50,10 +58,10 @@ def slow_clock(host: Host) -> str:
     return f"tsc_early_khz={SLOWER * int(detected[1] + detected[2])}"
 
 
-def image(work: Path) -> Path:
+def image(work: Path, package: str = GUEST_PACKAGE) -> Path:
     """A copy of the guest's kernel, to be put on hosts."""
     copy = work / "image"
-    shutil.copy(kernel(GUEST_PACKAGE).image, copy)
+    shutil.copy(kernel(package).image, copy)
     return copy
 
 

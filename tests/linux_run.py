@@ -1,4 +1,4 @@
-"""Runs Debian's kernel as one machine of two CPUs over hosts of the testbed.
+"""Runs Debian's kernel as one machine of two or three CPUs over hosts of the testbed.
 
 `python -m linux_run` prints the table of docs/linux.md.
 """
@@ -15,20 +15,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from linux_guest import CMDLINE, HIDE, PATIENCE_S, SCHEDULING, image, initramfs, slow_clock
+from linux_guest import (
+    CMDLINE,
+    HIDE,
+    PATIENCE_S,
+    checksum,
+    image,
+    initramfs,
+    scheduling,
+    slow_clock,
+)
 from linux_machine import stop
-from testbed import Host, Testbed, TestbedError
+from testbed import GUEST_PACKAGE, Host, Testbed, TestbedError
 from testbed.guest_run import Stats, build, latest_stats
 
 CPUS: Final = 2
 
-BYTES: Final = 131072
+WORK: Final = (CPUS, 1_000_000, 1000, 5, 20, 96 << 10)
+"""CPUs, loops, increments, forks, turns of the token, bytes; of a machine of two CPUs."""
 
-WORK: Final = (CPUS, 1_000_000, 1000, 5, 20, BYTES)
-"""CPUs, loops, increments, forks, turns of the token, bytes."""
+PLACES: Final = {
+    "one-node": (0,),
+    "one-host": (0, 0),
+    "two-hosts": (0, 1),
+    "three-hosts": (0, 1, 2),
+}
+"""The host of each node. CPUs are placed on nodes in turn, one at least on each."""
 
-PLACES: Final = {"one-node": (0,), "one-host": (0, 0), "two-hosts": (0, 1)}
-"""The host of each node. CPUs are placed on nodes in turn."""
+BAD: Final = re.compile(r".*(unstable|soft lockup|detected stall|Kernel panic|BUG:|Oops|FAILED).*")
+"""Lines that a guest's console must not have."""
 
 MEMORY_MIB: Final = 192
 _PORT: Final = 7300
@@ -64,10 +79,15 @@ class Run:
 
 
 def put(
-    hosts: Sequence[Host], work: Path, script: str = "init", modules: Sequence[str] = ()
+    hosts: Sequence[Host],
+    work: Path,
+    script: str = "init",
+    modules: Sequence[str] = (),
+    package: str = GUEST_PACKAGE,
 ) -> None:
-    """Brings the kernel, its initramfs and the node's program to the hosts."""
-    files = [image(work), initramfs(work, script, modules, "worker"), build().node]
+    """Brings a Debian package's kernel, its initramfs and the node's program to the hosts."""
+    packed = initramfs(work, script, modules, "worker", package=package)
+    files = [image(work, package), packed, build().node]
     for host in hosts:
         for source in files:
             host.copy_in(source, f"/tmp/{source.name}")
@@ -76,21 +96,24 @@ def put(
 def run(
     hosts: Sequence[Host],
     places: Sequence[int],
-    options: str = SCHEDULING,
+    options: str | None = None,
     *,
-    work: Sequence[int] = WORK,
+    work: Sequence[int] | None = None,
     node_options: Sequence[str] = (),
 ) -> Run:
     """Starts a node on each of the places, and waits until the guest has switched off.
 
-    `options` are for the guest's kernel; `work` is what the guest does, see `WORK`; `node_options`
-    are for `vm_node`.
+    `options` are for the guest's kernel, by default `scheduling`; `work` is what the guest does,
+    see `WORK`; `node_options` are for `vm_node`.
     """
+    count = cpus_of(places)
+    options = scheduling(count) if options is None else options
+    work = (count, *WORK[1:]) if work is None else work
     if len(set(places)) == 1:
         addresses = [f"unix:/tmp/linux-n{index}" for index in range(len(places))]
     else:
         addresses = [f"{hosts[place].address}:{_PORT}" for place in places]
-    cpus = ",".join(str(cpu % len(places)) for cpu in range(CPUS))
+    cpus = ",".join(str(cpu % len(places)) for cpu in range(count))
     words = [CMDLINE, slow_clock(hosts[0]), "nokaslr", options, f"WORK={','.join(map(str, work))}"]
     command_line = " ".join(words)
     start = time.monotonic()
@@ -118,6 +141,35 @@ def run(
     return Run(ended[0].stdout, done, times, at_init)
 
 
+def cpus_of(places: Sequence[int]) -> int:
+    """How many processors a machine on these places has."""
+    return max(CPUS, len(places))
+
+
+def check_console(console: str, cpus: int) -> None:
+    """Each processor did its part of `WORK`, and Linux had nothing to complain about."""
+    said = [line.strip() for line in console.splitlines()]
+    _, loops, increments, forks, turns, size = WORK
+    for line in (
+        f"init: cpus 0-{cpus - 1}",
+        *(f"busy: cpu={cpu} loops={loops}" for cpu in range(cpus)),
+        f"count: counter={cpus * increments}",
+        f"forks: cpus={cpus} each={forks}",
+        f"tokens: turns={cpus * turns}",
+        *(
+            f"checksum: cpu={cpu} bytes={size} sum={checksum(cpus, size):016x}"
+            for cpu in range(cpus)
+        ),
+        "init: the worker is content",
+        "init: power off",
+    ):
+        assert line in said, f"{line!r} is not in:\n{console[-8000:]}"
+    assert any(re.fullmatch(r"init: clocksource tsc(-early)?", line) for line in said)
+    assert not [line for line in said if BAD.fullmatch(line)]
+    for cpu in range(1, cpus):
+        assert re.search(rf"node +#{cpu}, CPUs: +#{cpu}", console), f"no NUMA node of CPU {cpu}"
+
+
 def row(name: str, index: int, ran: Run) -> str:
     """One node's row of the table."""
     told = ran.nodes[index].stats()
@@ -142,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the machines that are asked for, each on new hosts; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m linux_run", description=__doc__)
     parser.add_argument("machines", nargs="*", help=f"of {', '.join(PLACES)}; all by default")
-    parser.add_argument("--options", default=SCHEDULING, help="for the guest's kernel")
+    parser.add_argument("--options", help="for the guest's kernel, instead of isolcpus= and such")
+    parser.add_argument("--kernel", default=GUEST_PACKAGE, help="the Debian package of the guest's")
     parser.add_argument("--walk-shared", choices=("0", "1"), help="page tables are; else as found")
     options = parser.parse_args(argv)
     names = options.machines or list(PLACES)
@@ -155,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         places = PLACES[name]
         try:
             with tempfile.TemporaryDirectory() as work, Testbed(max(places) + 1) as bed:
-                put(bed.hosts, Path(work))
+                put(bed.hosts, Path(work), package=options.kernel)
                 ran = run(bed.hosts, places, options.options, node_options=node_options)
         except TestbedError as error:
             print(f"{name}: {error}", file=sys.stderr)

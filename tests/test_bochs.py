@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from linux_guest import CMDLINE, SLOWER, image, initramfs, scheduling
+from linux_run import CPUS, MEMORY_MIB, WORK, check_console
 from testbed import MissingError, TestbedError, bochs_image
+from testbed.bochs import BochsHost
 from testbed.bochs_image import check_bochs
 from testbed.guest_run import (
     TESTS,
@@ -22,6 +26,7 @@ from testbed.guest_run import (
 from testbed.programs import libraries
 
 RUN_S = 900
+LINUX_S = 2400
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,33 @@ def test_guest_on_two_nodes_of_an_intel_host(programs: Programs, here: str) -> N
     """SMP start and every kind of IPI, by kvm_intel with EPT and its accessed bits."""
     assert here.count("result=passed") == len(TESTS)
     assert told(run_on_one(programs, logs_directory(), RUN_S).output) == here
+
+
+def linux(files: Sequence[str], words: str) -> str:
+    """The commands that run Linux over two nodes; node 0 prints its console."""
+    node = f"./vm_node $node unix:./n0,unix:./n1 0,1 {MEMORY_MIB} {' '.join(files)}"
+    return f"""
+khz=$(busybox dmesg | busybox sed -n 's/.*tsc: Detected \\([0-9]*\\)[.]\\([0-9]*\\) MHz.*/\\1\\2/p')
+words="{words} tsc_early_khz=$(({SLOWER} * khz))"
+node=1; {node} "$words" --tsc=shared >/dev/null & other=$!
+node=0; {node} "$words" --tsc=shared && wait $other
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(LINUX_S + 300)
+def test_linux_on_two_nodes_of_an_intel_host(programs: Programs, tmp_path: Path) -> None:
+    files = {
+        "image": image(tmp_path),
+        "guest.cpio": initramfs(tmp_path, "init", (), "worker"),
+        "vm_node": programs.node,
+    }
+    words = f"{CMDLINE} nokaslr {scheduling(CPUS)} WORK={','.join(map(str, WORK))}"
+    job = linux(("image", "guest.cpio"), words)
+    with BochsHost(job, files, logs=logs_directory(), memory_mib=1024) as host:
+        done = host.wait(LINUX_S)
+        assert done.status == 0, host.last_words()
+    check_console(done.output, CPUS)
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

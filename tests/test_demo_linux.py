@@ -15,8 +15,10 @@ pytest.importorskip("giantvm._native", reason="the native module is not built")
 
 import demo_linux
 from demo_linux import Console, _check, _check_memory
+from linux_guest import HIDE, LATE, slow_clock
 from linux_machine import table
 from test_vm_run import IN_TERMINAL
+from testbed import Testbed
 from testbed.kernel import ROOT
 
 DIGEST: Final = "ab" * 32
@@ -153,6 +155,24 @@ def test_a_terminal_gets_the_shell_until_its_key_ends_the_machine() -> None:
         os.close(side)
 
 
+PASSED: Final = "PASS: Linux worked as one machine over two hosts"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_demonstration_on_one_host_with_virtualization() -> None:
+    """It finds the processor's own KVM, and starts both nodes there by `giantvm run`."""
+    with Testbed(1, memory_mib=2048) as bed:
+        host = bed.hosts[0]
+        host.run(["/bin/sh", "-c", "modprobe tun"])
+        demo = [sys.executable, "examples/demo_linux.py", "--hide", HIDE]
+        demo += ["--options", f"{slow_clock(host)} {LATE}"]
+        done = host.start(demo, cwd=ROOT, env={"PYTHONPATH": "tests"}).wait(600)
+    assert done.status == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+    assert "Two nodes on this machine" in done.stdout
+    assert PASSED in done.stdout
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_demonstration_passes() -> None:
@@ -166,4 +186,4 @@ def test_the_demonstration_passes() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:]
-    assert "PASS: Linux worked as one machine over two hosts" in done.stdout
+    assert PASSED in done.stdout

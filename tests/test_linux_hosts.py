@@ -30,6 +30,7 @@ from linux_guest import (
     ext4,
     image,
     initramfs,
+    scheduling,
     slow_clock,
 )
 from linux_machine import Machine, addresses, disk, net, serve, start, stop
@@ -242,7 +243,6 @@ def test_nothing_went_wrong_on_the_way(session: Session) -> None:
     assert not [line for line in session.lines if bad.fullmatch(line)], session.told()
 
 
-@pytest.mark.long
 def test_three_hosts_with_a_processor_each(tmp_path: Path) -> None:
     image(tmp_path)
     initramfs(tmp_path, "init", (), "worker")
@@ -252,7 +252,7 @@ def test_three_hosts_with_a_processor_each(tmp_path: Path) -> None:
             addresses(bed.hosts),
             tmp_path / "image",
             tmp_path / "guest.cpio",
-            f"{CMDLINE} {slow_clock(bed.hosts[0])} isolcpus=1,2 rcu_nocbs=1,2 {LATE} "
+            f"{CMDLINE} {slow_clock(bed.hosts[0])} {scheduling(cpus)} {LATE} "
             f"WORK={cpus},{loops},100,2,5,{size}",
             hide=HIDE.split(),
             tsc="shared",
