@@ -179,6 +179,12 @@ impl Epoch {
             .collect()
     }
 
+    /// The member that has belonged to the cluster for longest; of several, that with the lowest number.
+    pub fn eldest(&self) -> Option<NodeId> {
+        let since = |node: &NodeId| self.joined.get(node).copied().unwrap_or_default();
+        self.members.iter().min_by_key(|node| (since(node), *node))
+    }
+
     /// Members that have joined with this epoch.
     pub fn newcomers(&self) -> NodeSet {
         self.joined_after(self.number.saturating_sub(1))
@@ -270,3 +276,20 @@ impl fmt::Debug for Age {
 /// A thread that faults: its kernel thread id, or a number of the engine's own for a hold.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ThreadId(pub u32);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_eldest_has_been_there_for_longest() {
+        let node = |index| NodeId::new(index).unwrap();
+        let mut epoch = Epoch::first(7, NodeSet::first(4));
+        assert_eq!(epoch.eldest(), Some(node(0)));
+        epoch.joined = BTreeMap::from([(node(0), 5), (node(2), 3)]);
+        assert_eq!(epoch.eldest(), Some(node(1)));
+        epoch.members = NodeSet::only(node(0)).union(NodeSet::only(node(2)));
+        assert_eq!(epoch.eldest(), Some(node(2)));
+        assert_eq!(Epoch::first(1, NodeSet::EMPTY).eldest(), None);
+    }
+}
