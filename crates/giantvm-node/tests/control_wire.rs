@@ -81,21 +81,50 @@ fn region() -> impl Strategy<Value = RegionMessage> {
                 recover
             }
         ),
-        (id(), "[a-zä]{1,100}", any::<u64>(), any::<bool>(), began()).prop_map(
-            |(region, name, bytes, recover, (epoch, since, shares))| RegionMessage::Open {
-                region,
-                name,
-                bytes,
-                recover,
-                epoch,
-                since,
-                shares,
+        (id(), "[a-zä]{1,100}", any::<u64>(), any::<[bool; 2]>(), began()).prop_map(
+            |(region, name, bytes, [overcommit, recover], (epoch, since, shares))| {
+                RegionMessage::Open {
+                    region,
+                    name,
+                    bytes,
+                    overcommit,
+                    recover,
+                    epoch,
+                    since,
+                    shares,
+                }
+            }
+        ),
+        (id(), "[a-zä]{1,100}", any::<u64>(), any::<[bool; 2]>(), began()).prop_map(
+            |(region, name, bytes, [overcommit, recover], (epoch, since, shares))| {
+                RegionMessage::Has {
+                    region,
+                    name,
+                    bytes,
+                    overcommit,
+                    recover,
+                    epoch,
+                    since,
+                    shares,
+                }
             }
         ),
         (any::<u64>(), id()).prop_map(|(ticket, region)| RegionMessage::Created { ticket, region }),
         (any::<u64>(), reason())
             .prop_map(|(ticket, reason)| RegionMessage::Refused { ticket, reason }),
         id().prop_map(|region| RegionMessage::Close { region }),
+        any::<u16>().prop_map(|epoch| RegionMessage::Tell { epoch }),
+        (any::<u16>(), id(), "[a-zä]{1,100}", any::<[u64; 3]>()).prop_map(
+            |(epoch, region, name, [offset, bytes, align])| RegionMessage::HasBlock {
+                epoch,
+                region,
+                name,
+                offset,
+                bytes,
+                align
+            }
+        ),
+        any::<(u16, u32)>().prop_map(|(epoch, last)| RegionMessage::HasAll { epoch, last }),
     ]
 }
 

@@ -26,7 +26,7 @@ pub use hello::{
 use crate::protocol::COMPANIONS_MAX;
 
 /// Version of everything in this module; nodes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 6;
+pub const PROTOCOL_VERSION: u16 = 7;
 
 /// Most bytes in the body of a frame. The largest page message, a verdict with 512 runs of pages,
 /// needs 12,312; the rest is room for control messages.

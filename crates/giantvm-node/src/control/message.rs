@@ -148,6 +148,8 @@ pub enum RegionMessage {
         name: String,
         /// Its length.
         bytes: u64,
+        /// It does not count against what the nodes give.
+        overcommit: bool,
         /// It goes on when a node is lost.
         recover: bool,
         /// The sender's epoch: all must open it in the same.
@@ -196,6 +198,53 @@ pub enum RegionMessage {
         /// The region.
         region: RegionId,
     },
+    /// From a node that keeps the directory from now on, as the one before is gone: asks what the receiver
+    /// was told of regions. The answers are what follows here.
+    Tell {
+        /// The sender's epoch; answers repeat it.
+        epoch: u16,
+    },
+    /// A region is open at the sender.
+    Has {
+        /// [`RegionMessage::Tell::epoch`].
+        epoch: u16,
+        /// The region's number.
+        region: RegionId,
+        /// The region's name: 1 to 200 bytes.
+        name: String,
+        /// Its length.
+        bytes: u64,
+        /// It does not count against what the nodes give.
+        overcommit: bool,
+        /// It goes on when a node is lost.
+        recover: bool,
+        /// The epoch in which it began.
+        since: u16,
+        /// The nodes' shares of it then.
+        shares: Vec<u64>,
+    },
+    /// A named block of a region of which the sender has told.
+    HasBlock {
+        /// [`RegionMessage::Tell::epoch`].
+        epoch: u16,
+        /// The region.
+        region: RegionId,
+        /// The block's name: 1 to 200 bytes.
+        name: String,
+        /// Its offset in the region.
+        offset: u64,
+        /// Its length.
+        bytes: u64,
+        /// What its offset was to be divided by.
+        align: u64,
+    },
+    /// The sender has told all.
+    HasAll {
+        /// [`RegionMessage::Tell::epoch`].
+        epoch: u16,
+        /// The highest number of a region that the sender has heard of.
+        last: u32,
+    },
 }
 
 /// `text` cut to what a reason may be long.
@@ -219,6 +268,10 @@ mod kind {
     pub(super) const REGION_ALLOCATE: u8 = 20;
     pub(super) const REGION_ALLOCATED: u8 = 21;
     pub(super) const REGION_OPEN: u8 = 22;
+    pub(super) const REGION_TELL: u8 = 23;
+    pub(super) const REGION_HAS: u8 = 24;
+    pub(super) const REGION_HAS_BLOCK: u8 = 25;
+    pub(super) const REGION_HAS_ALL: u8 = 26;
     pub(super) const SYNC_REQUEST: u8 = 32;
     pub(super) const SYNC_REPLY: u8 = 33;
     pub(super) const SYNC_REPORT: u8 = 34;
@@ -265,7 +318,7 @@ impl ControlMessage {
             kind::SYNC_REQUEST => Self::SyncRequest(SyncRequest::read(&mut from)?),
             kind::SYNC_REPLY => Self::SyncReply(SyncReply::read(&mut from)?),
             kind::SYNC_REPORT => Self::SyncReport(SyncReport::read(&mut from)?),
-            kind @ kind::REGION_CREATE..=kind::REGION_OPEN => {
+            kind @ kind::REGION_CREATE..=kind::REGION_HAS_ALL => {
                 Self::Region(RegionMessage::read(kind, &mut from)?)
             }
             kind => Self::Member(MemberMessage::read(kind, &mut from)?),
@@ -399,11 +452,12 @@ impl RegionMessage {
                 to.bool(*overcommit);
                 to.bool(*recover);
             }
-            Self::Open { region, name, bytes, recover, epoch, since, shares } => {
+            Self::Open { region, name, bytes, overcommit, recover, epoch, since, shares } => {
                 to.u8(kind::REGION_OPEN);
                 to.u32(region.0);
                 to.text(name);
                 to.u64(*bytes);
+                to.bool(*overcommit);
                 to.bool(*recover);
                 to.u16(*epoch);
                 to.u16(*since);
@@ -436,6 +490,35 @@ impl RegionMessage {
                 to.u64(*ticket);
                 to.u64(*offset);
             }
+            Self::Tell { epoch } => {
+                to.u8(kind::REGION_TELL);
+                to.u16(*epoch);
+            }
+            Self::Has { epoch, region, name, bytes, overcommit, recover, since, shares } => {
+                to.u8(kind::REGION_HAS);
+                to.u16(*epoch);
+                to.u32(region.0);
+                to.text(name);
+                to.u64(*bytes);
+                to.bool(*overcommit);
+                to.bool(*recover);
+                to.u16(*since);
+                to.u64_per_node(shares);
+            }
+            Self::HasBlock { epoch, region, name, offset, bytes, align } => {
+                to.u8(kind::REGION_HAS_BLOCK);
+                to.u16(*epoch);
+                to.u32(region.0);
+                to.text(name);
+                to.u64(*offset);
+                to.u64(*bytes);
+                to.u64(*align);
+            }
+            Self::HasAll { epoch, last } => {
+                to.u8(kind::REGION_HAS_ALL);
+                to.u16(*epoch);
+                to.u32(*last);
+            }
         }
     }
 
@@ -452,6 +535,7 @@ impl RegionMessage {
                 region: RegionId(from.u32("region")?),
                 name: read_region_name(from)?,
                 bytes: from.u64("bytes")?,
+                overcommit: from.bool("overcommit")?,
                 recover: from.bool("recover")?,
                 epoch: from.u16("epoch")?,
                 since: from.u16("since")?,
@@ -473,6 +557,28 @@ impl RegionMessage {
             },
             kind::REGION_ALLOCATED => {
                 Self::Allocated { ticket: from.u64("ticket")?, offset: from.u64("offset")? }
+            }
+            kind::REGION_TELL => Self::Tell { epoch: from.u16("epoch")? },
+            kind::REGION_HAS => Self::Has {
+                epoch: from.u16("epoch")?,
+                region: RegionId(from.u32("region")?),
+                name: read_region_name(from)?,
+                bytes: from.u64("bytes")?,
+                overcommit: from.bool("overcommit")?,
+                recover: from.bool("recover")?,
+                since: from.u16("since")?,
+                shares: from.u64_per_node("shares")?,
+            },
+            kind::REGION_HAS_BLOCK => Self::HasBlock {
+                epoch: from.u16("epoch")?,
+                region: RegionId(from.u32("region")?),
+                name: read_region_name(from)?,
+                offset: from.u64("offset")?,
+                bytes: from.u64("bytes")?,
+                align: from.u64("align")?,
+            },
+            kind::REGION_HAS_ALL => {
+                Self::HasAll { epoch: from.u16("epoch")?, last: from.u32("last")? }
             }
             other => return Err(DecodeError::Invalid { field: "kind", value: other.into() }),
         })

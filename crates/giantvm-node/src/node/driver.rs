@@ -29,7 +29,7 @@ use super::etcd::Order;
 use super::links::{Link, Links, Source};
 use super::lost::{Lost, LostCallback, Registrations, Teller, end_regions, mark_lost};
 use super::outrank;
-use super::regions::Directory;
+use super::regions::{Catalogue, Directory};
 use super::status::Status;
 use crate::control::{ControlMessage, MemberMessage, RegionMessage};
 use crate::membership::{Action, EndReason, Event, Machine, Said, State};
@@ -122,6 +122,12 @@ impl Inbox {
     }
 }
 
+/// What a thread of this node has asked the directory.
+struct Asked {
+    question: RegionMessage,
+    reply: Reply<RegionReply>,
+}
+
 /// A region as this node has it open.
 #[derive(Clone)]
 pub(super) struct OpenRegion {
@@ -195,16 +201,18 @@ pub(super) struct Driver {
     worker_streams: BTreeMap<(NodeId, u8), Stream>,
     home: SyncHome,
     sync: SyncClient<SyncAnswer>,
-    region_replies: HashMap<u64, Reply<RegionReply>>,
+    /// What threads here have asked the directory.
+    asked: HashMap<u64, Asked>,
+    /// The directory of regions, if this node keeps it.
     directory: Option<Directory>,
+    /// What this node was told of regions.
+    catalogue: Catalogue,
     started: bool,
     closing: bool,
     /// Somebody left while this node was closing.
     left_at_end: bool,
     /// This node waits for nothing any more.
     leaving: bool,
-    /// The node with the directory of regions, once it is gone.
-    directory_gone: Option<NodeId>,
     dials: Dials,
     losses: Losses,
     teller: Teller,
@@ -222,12 +230,11 @@ impl Driver {
         let links = Links::new()?;
         links.watch(setup.inbox.wake.as_fd(), Source::Commands, false)?;
         links.watch(setup.listener.fd(), Source::Listener, false)?;
-        let deciding = setup.me.index() == 0;
         let teller = Teller::new(setup.on_lost.clone());
         let (places, first) = (setup.config.places(), setup.config.first_epoch());
         let specs = || setup.config.nodes.clone();
-        let directory =
-            deciding.then(|| Directory::new(specs(), setup.config.workers, first.clone()));
+        let directory = (first.eldest() == Some(setup.me))
+            .then(|| Directory::new(specs(), setup.config.workers, first.clone()));
         let (home, sync) =
             (SyncHome::new(setup.me, places, &first), SyncClient::new(places, &first));
         Ok(Self {
@@ -238,13 +245,13 @@ impl Driver {
             worker_streams: BTreeMap::new(),
             home,
             sync,
-            region_replies: HashMap::new(),
+            asked: HashMap::new(),
             directory,
+            catalogue: Catalogue::default(),
             started: false,
             closing: false,
             left_at_end: false,
             leaving: false,
-            directory_gone: None,
             dials: Dials::default(),
             losses: Losses::new(first),
             teller,
@@ -366,9 +373,10 @@ impl Driver {
             self.sync = SyncClient::new(nodes, &epoch);
             let output = self.sync.begin();
             self.sync_output(output);
+            self.directory = None;
         }
         self.losses.begin(epoch);
-        self.open_early();
+        self.take_up_early();
         let _ = self.setup.started.try_send(Ok(()));
     }
 
@@ -447,7 +455,7 @@ impl Driver {
     fn fail_all(&mut self, error: &NodeError) {
         // Threads that wait for locks find the reason in `Shared::lost`.
         self.sync.drop_open();
-        for (_, reply) in self.region_replies.drain() {
+        for (_, Asked { reply, .. }) in self.asked.drain() {
             let _ = reply.try_send(Err(error.clone()));
         }
     }
@@ -520,18 +528,14 @@ impl Driver {
                 if !recover {
                     self.become_frail();
                 }
-                if self.expect(ticket, reply) {
-                    let ask = RegionMessage::Create { ticket, name, bytes, overcommit, recover };
-                    self.ask_directory(ask);
-                }
+                let ask = RegionMessage::Create { ticket, name, bytes, overcommit, recover };
+                self.ask(ticket, ask, reply);
             }
             ToDriver::Allocate { ticket, region, name, bytes, align, reply } => {
-                if self.expect(ticket, reply) {
-                    let ask = RegionMessage::Allocate { ticket, region, name, bytes, align };
-                    self.ask_directory(ask);
-                }
+                let ask = RegionMessage::Allocate { ticket, region, name, bytes, align };
+                self.ask(ticket, ask, reply);
             }
-            ToDriver::Forget { ticket } => _ = self.region_replies.remove(&ticket),
+            ToDriver::Forget { ticket } => _ = self.asked.remove(&ticket),
             ToDriver::TakeVm { reply } => {
                 // A vCPU that has the processor must not cost a heartbeat.
                 outrank();
@@ -589,18 +593,5 @@ impl Driver {
             log::error!("can't end the regions: {error}");
         }
         self.step(Event::Abandon);
-    }
-
-    fn expect(&mut self, ticket: u64, reply: Reply<RegionReply>) -> bool {
-        if let Some(lost) = lock(&self.setup.shared.lost).clone() {
-            let _ = reply.try_send(Err(NodeError::Lost(lost)));
-            return false;
-        }
-        if let Some(first) = self.directory_gone {
-            let _ = reply.try_send(Err(self.no_directory(first)));
-            return false;
-        }
-        self.region_replies.insert(ticket, reply);
-        true
     }
 }

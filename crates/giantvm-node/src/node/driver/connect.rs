@@ -151,7 +151,7 @@ impl Driver {
     pub(super) fn forget(&mut self, peer: NodeId) -> Option<u64> {
         self.worker_streams.retain(|&(node, _), _| node != peer);
         self.setup.engine.detach(peer);
-        self.losses.drop_questions(peer);
+        self.losses.drop_early(peer);
         self.links.remove(peer)
     }
 

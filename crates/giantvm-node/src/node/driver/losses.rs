@@ -4,7 +4,8 @@
 //! who needs it waits: its pages, and the objects that it keeps. What is done when it is gone is the
 //! same, and in the same order, on every node that is left, whatever that node does: pages and objects
 //! are recovered by all members together, in the *epoch* that begins then. A node that joins begins one
-//! in the same way ([`Epoch`]); the directory has it open the regions that are there.
+//! in the same way ([`Epoch`]); the directory has it open the regions that are there. The eldest member keeps the
+//! directory ([`crate::node::regions`]).
 //!
 //! A virtual machine does not survive: with one, all ends as soon as a node is lost.
 
@@ -15,7 +16,6 @@ use dsm_core::types::{Epoch, NodeId, Page, RegionId};
 
 use super::{Driver, lock};
 use crate::control::RegionMessage;
-use crate::node::api::NodeError;
 use crate::node::lost::{Loss, Lost, mark_lost};
 use crate::node::region::bytes;
 
@@ -38,14 +38,12 @@ pub(super) struct Losses {
     settling: HashMap<RegionId, Settling>,
     /// What was lost of each region that has settled.
     settled: HashMap<RegionId, Vec<Range<Page>>>,
-    /// Orders of an epoch that this node does not know of yet.
-    early: Vec<RegionMessage>,
-    /// What nodes ask for, of which this node does not know yet that they are members.
-    questions: Vec<(NodeId, RegionMessage)>,
+    /// What nodes said about regions that can't be handled yet, in order.
+    early: Vec<(NodeId, RegionMessage)>,
 }
 
-/// Most questions that are kept: far more than newcomers have threads.
-const QUESTIONS_MAX: usize = 4096;
+/// Most messages that are kept: far more than there are regions, and threads that ask.
+const EARLY_MAX: usize = 4096;
 
 /// The parts of a region that have settled.
 #[derive(Default)]
@@ -66,7 +64,6 @@ impl Losses {
             settling: HashMap::new(),
             settled: HashMap::new(),
             early: Vec::new(),
-            questions: Vec::new(),
         }
     }
 
@@ -85,23 +82,23 @@ impl Losses {
         self.frail
     }
 
-    /// Keeps an order until this node knows of the epoch of who gave it.
-    pub(super) fn keep(&mut self, order: RegionMessage) {
-        self.early.push(order);
-    }
-
-    /// Keeps what `from` asks for until this node knows that it is a member.
-    pub(super) fn keep_question(&mut self, from: NodeId, message: RegionMessage) {
-        if self.questions.len() < QUESTIONS_MAX {
-            self.questions.push((from, message));
+    /// Keeps what `from` said until it can be handled.
+    pub(super) fn keep(&mut self, from: NodeId, message: RegionMessage) {
+        if self.early.len() < EARLY_MAX {
+            self.early.push((from, message));
         } else {
-            log::error!("node {from}, which is no member, asks for too much: {message:?}");
+            log::error!("node {from} says too much that can't be handled yet: {message:?}");
         }
     }
 
-    /// The process that was `from` gets no answer any more; another may come with its number.
-    pub(super) fn drop_questions(&mut self, from: NodeId) {
-        self.questions.retain(|(node, _)| *node != from);
+    /// What was kept.
+    pub(super) fn take_early(&mut self) -> Vec<(NodeId, RegionMessage)> {
+        std::mem::take(&mut self.early)
+    }
+
+    /// The process that was `from` says nothing any more; another may come with its number.
+    pub(super) fn drop_early(&mut self, from: NodeId) {
+        self.early.retain(|(node, _)| *node != from);
     }
 
     /// One of the `parts` of a region has settled.
@@ -167,44 +164,12 @@ impl Driver {
             log::info!("node {} has joined", self.name(node));
             lock(&self.setup.shared.status).left.remove(node);
         }
-        if let Some(first) = NodeId::new(0).filter(|first| gone.contains(*first)) {
-            self.without_directory(first);
-        }
         if let Err(reason) = self.recover_regions() {
             return self.end_with(self.lost(self.setup.me, reason));
         }
-        if let Some(directory) = &mut self.directory {
-            let orders = directory.changed(&epoch);
-            self.send_regions(orders);
-        }
-        self.open_early();
-        for (from, message) in std::mem::take(&mut self.losses.questions) {
-            self.handle_region(from, message);
-        }
+        self.directory_changed(&before);
         self.sync_changed(&epoch);
         self.tell_program();
-    }
-
-    /// Opens regions whose orders came before the news of their epoch.
-    pub(super) fn open_early(&mut self) {
-        for order in std::mem::take(&mut self.losses.early) {
-            self.open_in_order(order);
-        }
-    }
-
-    /// No region and no block can be placed any more.
-    fn without_directory(&mut self, first: NodeId) {
-        self.directory_gone = Some(first);
-        for (_, reply) in std::mem::take(&mut self.region_replies) {
-            let _ = reply.try_send(Err(self.no_directory(first)));
-        }
-    }
-
-    pub(super) fn no_directory(&self, first: NodeId) -> NodeError {
-        let first = self.name(first);
-        NodeError::Region {
-            reason: format!("node {first}, which places regions and their blocks, is gone"),
-        }
     }
 
     fn recover_regions(&mut self) -> Result<(), String> {
@@ -232,7 +197,7 @@ impl Driver {
     /// A region that is closed settles no more.
     pub(super) fn forget_region(&mut self, region: RegionId) {
         let is_it = |order: &RegionMessage| matches!(order, RegionMessage::Open { region: it, .. } if *it == region);
-        self.losses.early.retain(|order| !is_it(order));
+        self.losses.early.retain(|(_, order)| !is_it(order));
         self.losses.settling.remove(&region);
         self.losses.settled.remove(&region);
         self.tell_program();

@@ -1,6 +1,5 @@
 //! What the control thread does for locks, barriers, counters and regions.
 
-use std::cmp::Ordering;
 use std::sync::Arc;
 
 use dsm_core::engine::RegionSpec;
@@ -12,22 +11,11 @@ use dsm_core::types::{Epoch, NODES_MAX, NodeId, PAGE_SIZE, RegionId};
 use dsm_core::uffd::Mode;
 
 use super::losses::FRAIL;
-use super::{Driver, NodeError, OpenRegion, RegionReply, SyncAnswer, lock};
+use super::{Asked, Driver, NodeError, OpenRegion, RegionReply, Reply, SyncAnswer, lock};
 use crate::control::{ControlMessage, RegionMessage};
 use crate::membership::Event;
-use crate::node::regions::{Addressed, Wanted};
+use crate::node::regions::{Addressed, Directory, Origin, Wanted};
 use crate::sync::{ClientOutput, SyncName, SyncOp, SyncReply, ToHome};
-
-/// A region to open at this node.
-struct Opening<'a> {
-    region: RegionId,
-    name: &'a str,
-    bytes: u64,
-    recover: bool,
-    /// When it began, if this node has joined since.
-    since: Option<u16>,
-    shares: Vec<u64>,
-}
 
 impl Driver {
     // Synchronisation objects.
@@ -95,10 +83,27 @@ impl Driver {
 
     // Regions.
 
+    /// A thread of this node asks the directory.
+    pub(super) fn ask(&mut self, ticket: u64, question: RegionMessage, reply: Reply<RegionReply>) {
+        if let Some(lost) = lock(&self.setup.shared.lost).clone() {
+            let _ = reply.try_send(Err(NodeError::Lost(lost)));
+            return;
+        }
+        self.asked.insert(ticket, Asked { question: question.clone(), reply });
+        self.ask_directory(question);
+    }
+
+    /// Another node keeps the directory now: what was asked and not answered is asked again.
+    pub(super) fn ask_again(&mut self) {
+        let questions: Vec<_> = self.asked.values().map(|it| it.question.clone()).collect();
+        questions.into_iter().for_each(|question| self.ask_directory(question));
+    }
+
+    /// To the node that keeps the directory.
     pub(super) fn ask_directory(&mut self, message: RegionMessage) {
-        match NodeId::new(0) {
-            Some(deciding) if deciding != self.setup.me => {
-                self.links.send(deciding, &ControlMessage::Region(message));
+        match self.losses.now().eldest() {
+            Some(keeper) if keeper != self.setup.me => {
+                self.links.send(keeper, &ControlMessage::Region(message));
             }
             _ => self.handle_region(self.setup.me, message),
         }
@@ -115,38 +120,44 @@ impl Driver {
     }
 
     pub(super) fn handle_region(&mut self, from: NodeId, message: RegionMessage) {
-        if self.directory.as_ref().is_some_and(|directory| !directory.has_member(from)) {
-            // It has joined, and this node has not heard of that yet.
-            return self.losses.keep_question(from, message);
+        if self.is_early(from, &message) {
+            return self.losses.keep(from, message);
         }
-        let from_deciding = from.index() == 0;
+        let from_keeper = self.losses.now().eldest() == Some(from);
         match message {
-            RegionMessage::Open { .. } if from_deciding => self.open_in_order(message),
             RegionMessage::Create { ticket, name, bytes, overcommit, recover } => {
                 if !recover {
                     self.setup.membership.close(FRAIL);
                 }
-                if let Some(directory) = &mut self.directory {
-                    let wanted = Wanted { name: &name, bytes, overcommit, recover };
-                    let out = directory.create(from, ticket, wanted);
-                    self.send_regions(out);
-                }
+                let wanted = Wanted { name: &name, bytes, overcommit, recover };
+                self.at_directory(|directory| directory.create(from, ticket, wanted));
             }
-            RegionMessage::Created { ticket, region } if from_deciding => {
+            RegionMessage::Allocate { ticket, region, name, bytes, align } => {
+                self.at_directory(|directory| {
+                    vec![directory.allocate(from, ticket, region, &name, bytes, align)]
+                });
+            }
+            RegionMessage::Has { .. } | RegionMessage::HasBlock { .. } => {
+                self.at_directory(|directory| directory.told(from, message));
+            }
+            RegionMessage::HasAll { .. } => {
+                self.at_directory(|directory| directory.told(from, message));
+                self.take_up_early();
+            }
+            RegionMessage::Open { .. } if from_keeper => self.open_in_order(message),
+            RegionMessage::Created { ticket, region } if from_keeper => {
                 self.finish_region(ticket, Ok(u64::from(region.0)));
             }
-            RegionMessage::Refused { ticket, reason } if from_deciding => {
+            RegionMessage::Refused { ticket, reason } if from_keeper => {
                 self.finish_region(ticket, Err(NodeError::Region { reason }));
             }
-            RegionMessage::Allocated { ticket, offset } if from_deciding => {
+            RegionMessage::Allocated { ticket, offset } if from_keeper => {
                 self.finish_region(ticket, Ok(offset));
             }
-            RegionMessage::Close { region } if from_deciding => self.close_here(region),
-            RegionMessage::Allocate { ticket, region, name, bytes, align } => {
-                if let Some(directory) = &mut self.directory {
-                    let out = directory.allocate(from, ticket, region, &name, bytes, align);
-                    self.send_regions(vec![out]);
-                }
+            RegionMessage::Close { region } if from_keeper => self.close_here(region),
+            RegionMessage::Tell { epoch } if from_keeper => {
+                let told = self.catalogue.tell(epoch);
+                told.into_iter().for_each(|it| self.ask_directory(it));
             }
             // What remains are nodes' reports to the directory.
             RegionMessage::Created { region, .. } => self.opened_at(from, region),
@@ -155,30 +166,80 @@ impl Driver {
         }
     }
 
-    /// Opens a region as the directory orders. An order of an epoch that this node does not know of is
-    /// kept until it does; one of an earlier epoch is void: another will come from the directory when it
-    /// knows of the new one, too.
-    pub(super) fn open_in_order(&mut self, order: RegionMessage) {
-        let RegionMessage::Open { region, ref name, bytes, recover, epoch, since, ref shares } =
+    /// Whether `message` is for later: its sender knows of an epoch that this node does not know of, or it is
+    /// a question for the directory, and members have yet to tell what was in it.
+    fn is_early(&self, from: NodeId, message: &RegionMessage) -> bool {
+        match (message, &self.directory) {
+            (RegionMessage::Create { .. } | RegionMessage::Allocate { .. }, directory) => {
+                let ready = |it: &Directory| it.has_member(from) && !it.is_gathering();
+                !directory.as_ref().is_some_and(ready)
+            }
+            (RegionMessage::Open { epoch, .. } | RegionMessage::Tell { epoch }, _) => {
+                !self.started || *epoch > self.losses.now().number
+            }
+            (_, Some(directory)) => !directory.has_member(from),
+            (_, None) => !self.started,
+        }
+    }
+
+    /// Handles again what was kept.
+    pub(super) fn take_up_early(&mut self) {
+        for (from, message) in self.losses.take_early() {
+            self.handle_region(from, message);
+        }
+    }
+
+    /// Does something at the directory, if this node keeps it, and sends what follows.
+    fn at_directory(&mut self, act: impl FnOnce(&mut Directory) -> Vec<Addressed>) {
+        if let Some(directory) = &mut self.directory {
+            let out = act(directory);
+            self.send_regions(out);
+        }
+    }
+
+    /// A further epoch has begun, in which the directory may be another node's to keep.
+    pub(super) fn directory_changed(&mut self, before: &Epoch) {
+        let now = self.losses.now().clone();
+        let moved = now.eldest() != before.eldest();
+        if self.directory.is_none() && now.eldest() == Some(self.setup.me) {
+            log::info!("this node keeps the directory of regions from epoch {} on", now.number);
+            let nodes = lock(&self.setup.shared.nodes).clone();
+            let (directory, asks) = Directory::take_over(nodes, self.setup.config.workers, now);
+            self.directory = Some(directory);
+            self.send_regions(asks);
+        } else {
+            self.at_directory(|directory| directory.changed(&now));
+        }
+        self.take_up_early();
+        if moved {
+            self.ask_again();
+        }
+    }
+
+    /// Opens a region as the directory orders. An order of an earlier epoch is void: another will come from
+    /// the directory when it knows of the new one, too.
+    fn open_in_order(&mut self, order: RegionMessage) {
+        let RegionMessage::Open { region, name, bytes, overcommit, recover, epoch, since, shares } =
             order
         else {
             return;
         };
-        match epoch.cmp(&self.losses.now().number) {
-            Ordering::Less => return,
-            Ordering::Equal if self.started => {}
-            Ordering::Equal | Ordering::Greater => return self.losses.keep(order),
+        if epoch < self.losses.now().number {
+            return;
         }
         let ticket = u64::from(region.0);
         if lock(&self.setup.shared.regions).values().any(|open| open.region == region) {
             // This node has joined, and was asked twice.
             return self.ask_opened(RegionMessage::Created { ticket, region });
         }
-        let since = (since < epoch).then_some(since);
-        let how = Opening { region, name, bytes, recover, since, shares: shares.clone() };
-        let answer = match self.open_here(how) {
-            Ok(()) => RegionMessage::Created { ticket, region },
-            Err(reason) if since.is_some() => return self.cannot_join(name, &reason),
+        let joined = since < epoch;
+        let origin = Origin { region, name, bytes, overcommit, recover, since, shares };
+        let answer = match self.open_here(&origin, joined) {
+            Ok(()) => {
+                self.catalogue.opened(origin);
+                RegionMessage::Created { ticket, region }
+            }
+            Err(reason) if joined => return self.cannot_join(&origin.name, &reason),
             Err(reason) => RegionMessage::Refused { ticket, reason },
         };
         self.ask_opened(answer);
@@ -206,27 +267,25 @@ impl Driver {
     }
 
     pub(super) fn opened_at(&mut self, node: NodeId, region: RegionId) {
-        if let Some(directory) = &mut self.directory {
-            let out = directory.opened(node, region);
-            self.send_regions(out);
-        }
+        self.at_directory(|directory| directory.opened(node, region));
     }
 
     pub(super) fn failed_at(&mut self, node: NodeId, ticket: u64, reason: &str) {
-        if let Some(directory) = &mut self.directory {
-            let out = directory.failed(node, ticket, reason);
-            self.send_regions(out);
-        }
+        self.at_directory(|directory| directory.failed(node, ticket, reason));
     }
 
     pub(super) fn finish_region(&mut self, ticket: u64, result: RegionReply) {
-        if let Some(reply) = self.region_replies.remove(&ticket) {
+        if let Some(Asked { question, reply }) = self.asked.remove(&ticket) {
+            if let Ok(offset) = &result {
+                self.catalogue.allocated(&question, *offset);
+            }
             let _ = reply.try_send(result);
         }
     }
 
-    fn open_here(&self, how: Opening<'_>) -> Result<(), String> {
-        let Opening { region, name, bytes, recover, since, shares } = how;
+    /// Opens a region here. `joined`: it was there before this node.
+    fn open_here(&self, origin: &Origin, joined: bool) -> Result<(), String> {
+        let Origin { region, ref name, bytes, recover, since, ref shares, .. } = *origin;
         if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
             return Err(format!("{bytes} bytes is no size of a region"));
         }
@@ -241,13 +300,13 @@ impl Driver {
         let spec = RegionSpec {
             region,
             memory: Arc::clone(&memory),
-            shares,
-            since,
+            shares: shares.clone(),
+            since: joined.then_some(since),
             features: Features { recover, zeros: recover, ..Features::default() },
         };
         self.setup.engine.open(&spec).map_err(|error| chain(&error))?;
         lock(&self.setup.shared.registrations).push(registration);
-        lock(&self.setup.shared.regions).insert(name.into(), OpenRegion { region, memory });
+        lock(&self.setup.shared.regions).insert(name.clone(), OpenRegion { region, memory });
         Ok(())
     }
 
@@ -263,6 +322,7 @@ impl Driver {
         lock(&self.setup.shared.registrations)
             .retain(|registration| Some(registration.name()) != closed.as_deref());
         self.forget_region(region);
+        self.catalogue.closed(region);
         if let Err(error) = self.setup.engine.close(region) {
             log::warn!("can't close region {}: {error}", region.0);
         }

@@ -1,9 +1,13 @@
-//! The directory of regions, kept by the deciding node: names, sizes, numbers, named blocks.
+//! The directory of regions, kept by one node: names, sizes, numbers, named blocks.
+
+mod takeover;
 
 use std::collections::BTreeMap;
 
 use dsm_core::types::{Epoch, NodeId, NodeSet, PAGE_SIZE, RegionId};
 
+use self::takeover::Gathering;
+pub(super) use self::takeover::{Catalogue, Origin};
 use super::config::{NodeSpec, list};
 use crate::control::RegionMessage;
 
@@ -22,15 +26,7 @@ pub(super) type Addressed = (NodeId, RegionMessage);
 type Asker = (NodeId, u64);
 
 struct Entry {
-    region: RegionId,
-    bytes: u64,
-    /// Does not count against what the nodes give.
-    overcommit: bool,
-    /// Goes on when a node is lost.
-    recover: bool,
-    /// The epoch in which it began, and the members' shares then.
-    since: u16,
-    shares: Vec<u64>,
+    origin: Origin,
     /// Nodes that have not opened it yet, since it began.
     missing: NodeSet,
     /// Nodes that joined when it was there, and have not opened it yet.
@@ -40,7 +36,7 @@ struct Entry {
     next_offset: u64,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Block {
     offset: u64,
     bytes: u64,
@@ -49,16 +45,10 @@ struct Block {
 
 impl Entry {
     /// Has a node open it in this epoch.
-    fn order(&self, name: &str, epoch: u16) -> RegionMessage {
-        RegionMessage::Open {
-            region: self.region,
-            name: name.into(),
-            bytes: self.bytes,
-            recover: self.recover,
-            epoch,
-            since: self.since,
-            shares: self.shares.clone(),
-        }
+    fn order(&self, epoch: u16) -> RegionMessage {
+        let Origin { region, name, bytes, overcommit, recover, since, shares } =
+            self.origin.clone();
+        RegionMessage::Open { region, name, bytes, overcommit, recover, epoch, since, shares }
     }
 }
 
@@ -81,6 +71,8 @@ pub(super) struct Directory {
     awaited: BTreeMap<String, Vec<Asker>>,
     last: u32,
     now: Epoch,
+    /// What members have told so far, while this node takes the directory over.
+    gathering: Option<Gathering>,
 }
 
 /// What a region is to be.
@@ -103,6 +95,7 @@ impl Directory {
             awaited: BTreeMap::new(),
             last: 0,
             now,
+            gathering: None,
         }
     }
 
@@ -121,15 +114,15 @@ impl Directory {
         let Wanted { name, bytes, overcommit, recover } = wanted;
         let asker = (from, ticket);
         if let Some(entry) = self.regions.get_mut(name) {
-            if bytes != 0 && bytes != entry.bytes {
-                let have = entry.bytes;
+            if bytes != 0 && bytes != entry.origin.bytes {
+                let have = entry.origin.bytes;
                 return vec![refused(
                     asker,
                     format!("region \"{name}\" exists with {have} bytes, not {bytes}"),
                 )];
             }
             if entry.missing.is_empty() && !entry.arriving.contains(from) {
-                return vec![created(asker, entry.region)];
+                return vec![created(asker, entry.origin.region)];
             }
             entry.askers.push(asker);
             return Vec::new();
@@ -143,13 +136,17 @@ impl Directory {
         }
         let mut askers = self.awaited.remove(name).unwrap_or_default();
         askers.push(asker);
-        let entry = Entry {
+        let origin = Origin {
             region: RegionId(0),
+            name: name.into(),
             bytes,
             overcommit,
             recover,
             since: 0,
             shares: Vec::new(),
+        };
+        let entry = Entry {
+            origin,
             missing: NodeSet::EMPTY,
             arriving: NodeSet::EMPTY,
             askers,
@@ -166,9 +163,10 @@ impl Directory {
         let memory: Vec<u64> = self.nodes.iter().map(|node| node.memory_bytes).collect();
         let Some(entry) = self.regions.get_mut(name) else { return Vec::new() };
         self.last += 1;
-        (entry.region, entry.missing) = (RegionId(self.last), members);
-        (entry.since, entry.shares) = (self.now.number, shares_of(members, &memory));
-        let order = entry.order(name, self.now.number);
+        entry.missing = members;
+        entry.origin.region = RegionId(self.last);
+        (entry.origin.since, entry.origin.shares) = (self.now.number, shares_of(members, &memory));
+        let order = entry.order(self.now.number);
         members.iter().map(|node| (node, order.clone())).collect()
     }
 
@@ -209,8 +207,9 @@ impl Directory {
                 "{most} regions are open, and more are not allowed; use one for more"
             ));
         }
-        let counted = self.regions.values().filter(|entry| !entry.overcommit);
-        let used: u128 = counted.map(|entry| u128::from(entry.bytes)).sum();
+        let origins = self.regions.values().map(|entry| &entry.origin);
+        let counted = origins.filter(|origin| !origin.overcommit);
+        let used: u128 = counted.map(|origin| u128::from(origin.bytes)).sum();
         let room: u128 =
             self.specs(self.now.members).map(|node| u128::from(node.memory_bytes)).sum();
         if !overcommit && used + u128::from(bytes) > room {
@@ -229,7 +228,8 @@ impl Directory {
 
     /// `from` has opened `region`.
     pub(super) fn opened(&mut self, from: NodeId, region: RegionId) -> Vec<Addressed> {
-        let Some(entry) = self.regions.values_mut().find(|entry| entry.region == region) else {
+        let mut entries = self.regions.values_mut();
+        let Some(entry) = entries.find(|entry| entry.origin.region == region) else {
             return Vec::new();
         };
         let all = entry.missing.remove(from) && entry.missing.is_empty();
@@ -243,14 +243,14 @@ impl Directory {
         let name = self
             .regions
             .iter()
-            .find(|(_, entry)| u64::from(entry.region.0) == ticket)
+            .find(|(_, entry)| u64::from(entry.origin.region.0) == ticket)
             .map(|(name, _)| name.clone());
         let Some(entry) = name.and_then(|name| self.regions.remove(&name)) else {
             return Vec::new();
         };
         let node = self.nodes.get(from.index()).map_or("?", |node| node.name.as_str());
         let reason = format!("node {node} can't open it: {reason}");
-        let close = RegionMessage::Close { region: entry.region };
+        let close = RegionMessage::Close { region: entry.origin.region };
         let mut out: Vec<Addressed> =
             self.now.members.iter().map(|node| (node, close.clone())).collect();
         out.extend(entry.askers.into_iter().map(|asker| refused(asker, reason.clone())));
@@ -262,6 +262,9 @@ impl Directory {
     /// that have joined.
     pub(super) fn changed(&mut self, epoch: &Epoch) -> Vec<Addressed> {
         let before = std::mem::replace(&mut self.now, epoch.clone());
+        if self.gathering.is_some() {
+            return self.gather();
+        }
         let (members, joined) = (epoch.members, epoch.joined_after(before.number));
         let there = |(node, _): &Asker| members.contains(*node) && !joined.contains(*node);
         self.awaited.values_mut().for_each(|askers| askers.retain(there));
@@ -270,14 +273,14 @@ impl Directory {
         for (name, entry) in &mut self.regions {
             entry.askers.retain(there);
             if !entry.missing.is_empty() {
-                let close = RegionMessage::Close { region: entry.region };
+                let close = RegionMessage::Close { region: entry.origin.region };
                 out.extend(members.iter().map(|node| (node, close.clone())));
-                again.push((name.clone(), entry.recover));
+                again.push((name.clone(), entry.origin.recover));
                 continue;
             }
             // An order of an earlier epoch may not have been carried out.
             entry.arriving = entry.arriving.intersection(members).union(joined);
-            let order = entry.order(name, epoch.number);
+            let order = entry.order(epoch.number);
             out.extend(entry.arriving.iter().map(|node| (node, order.clone())));
         }
         for (name, recover) in again {
@@ -302,7 +305,7 @@ impl Directory {
         align: u64,
     ) -> Addressed {
         let asker = (from, ticket);
-        let entry = self.regions.iter_mut().find(|(_, entry)| entry.region == region);
+        let entry = self.regions.iter_mut().find(|(_, entry)| entry.origin.region == region);
         let Some((region_name, entry)) = entry else {
             return refused(asker, "the region is closed".into());
         };
@@ -324,8 +327,9 @@ impl Directory {
             _ => entry.next_offset.checked_next_multiple_of(align),
         };
         let end = offset.and_then(|offset| offset.checked_add(bytes));
-        let (Some(offset), Some(end)) = (offset, end.filter(|&end| end <= entry.bytes)) else {
-            let left = entry.bytes - entry.next_offset;
+        let (Some(offset), Some(end)) = (offset, end.filter(|&end| end <= entry.origin.bytes))
+        else {
+            let left = entry.origin.bytes.saturating_sub(entry.next_offset);
             return refused(
                 asker,
                 format!(
@@ -472,6 +476,7 @@ mod tests {
             region: RegionId(2),
             name: name(),
             bytes: 4096,
+            overcommit: false,
             recover: true,
             epoch: 2,
             since: 2,
@@ -512,6 +517,7 @@ mod tests {
             region: RegionId(number),
             name: name.into(),
             bytes: 4096,
+            overcommit: false,
             recover: true,
             epoch,
             since,
