@@ -17,7 +17,7 @@ import giantvm
 from cluster import NAMES, Cluster, NodeProcess, Site
 from etcd import Etcd
 from giantvm import PAGE_SIZE
-from losing import kill
+from losing import Way, kill, stop
 from test_etcd import wait_until
 from test_lost_recovered import wait_for_loss
 
@@ -191,6 +191,72 @@ def test_a_node_that_left_comes_back(server: Etcd | None, uses: bool) -> None:
         cluster.nodes[2].begin(close)
         assert not cluster.nodes[2].link.poll(0.5), "it does not wait"
         assert cluster.call(0, read, range(8), 2) == {9}
+
+
+def named(site: Site, name: str, value: int | None = None) -> int:
+    """The first word of a named array, which is written if a value is given. The array has its own
+    lease block: no array is lost with a node that has touched another one.
+    """
+    block = 512 * PAGE_SIZE
+    array = site.node.region("named", 16 * block).array(block // 8, np.int64, name=name)
+    if value is not None:
+        array[0] = value
+    return int(array[0])
+
+
+def leave(cluster: Cluster, index: int) -> None:
+    cluster.call(index, go)
+    cluster.nodes[index].leave()
+    assert cluster.nodes[index].wait() == 0
+
+
+@pytest.mark.parametrize("way", [kill, leave])
+def test_with_etcd_no_node_is_needed_to_open_regions_and_to_join(way: Way) -> None:
+    """Who kept the list of regions goes, twice; the others know it, and take newcomers in."""
+    with Etcd() as etcd, start(etcd) as cluster:
+        cluster.each(use)
+        for index, name in enumerate("xyz"):
+            assert cluster.call(index, named, name, 10 + index) == 10 + index
+        assert cluster.call(1, named, "x") == 10
+        for gone, left in ((0, (1, 2)), (1, (2, 0))):
+            way(cluster, gone)
+            for index in left:
+                knows_two(cluster, index)
+            # What is there is found, and what is new has room of its own.
+            assert cluster.call(left[0], named, "z") == 12
+            assert cluster.call(left[1], named, f"new {gone}", 20 + gone) == 20 + gone
+            assert cluster.call(left[0], named, f"new {gone}") == 20 + gone
+            assert cluster.call(left[0], named, "z") == 12
+            answers = [cluster.nodes[index].begin(new_region_of, gone) for index in left]
+            assert [answer.result() for answer in answers] == [7, 7]
+            cluster.start(gone)
+            cluster.call(gone, use, None)
+            assert cluster.call(gone, new_region_of, gone) == 7
+            assert cluster.call(gone, named, f"new {gone}") == 20 + gone
+            for index in range(3):
+                knows_all(cluster, index)
+        cluster.each(meet)
+
+
+def knows_two(cluster: Cluster, index: int) -> None:
+    wait_until("one is gone", lambda: cluster.call(index, states).count("up") == 2)
+
+
+def new_region_of(site: Site, number: int) -> int:
+    array = site.node.region(f"new {number}", 4 * PAGE_SIZE).array(4 * PAGE_SIZE, np.uint8)
+    array[site.node.index * PAGE_SIZE] = 7
+    return int(array.max())
+
+
+def test_with_etcd_what_was_asked_of_a_node_that_is_lost_is_asked_again() -> None:
+    with Etcd() as etcd, start(etcd) as cluster:
+        cluster.each(use)
+        stop(cluster, 0)
+        answers = [cluster.nodes[index].begin(new_region_of, 1) for index in (1, 2)]
+        assert not cluster.nodes[1].link.poll(0.5), "it was answered by a node that is stopped"
+        assert [answer.result() for answer in answers] == [7, 7]
+        assert cluster.call(1, states) == ["lost", "up", "up"]
+        kill(cluster, 0)
 
 
 def keep_counting(site: Site, seed: int) -> int:

@@ -3,7 +3,10 @@
 
 mod etcd_world;
 
-use etcd_world::{HOSTS, LEASE_MS, Random, Stage, World};
+use std::collections::BTreeMap;
+
+use dsm_core::types::NodeId;
+use etcd_world::{HEARTBEAT_MS, HOSTS, LEASE_MS, Random, Stage, World};
 use giantvm_node::membership::{EndReason, Machine, State};
 
 /// Long enough for whatever a fault sets off: a silence until it is noticed, hesitation, and a lease.
@@ -155,7 +158,7 @@ fn a_node_that_leaves_costs_nothing() {
 fn who_was_lost_or_left_comes_back_and_new_ones_come() {
     with_seeds(100, |random| {
         let mut world = running(3, random);
-        let victim = 1 + random.below(2);
+        let victim = random.below(3);
         if random.below(2) == 0 {
             world.kill(victim)
         } else {
@@ -168,12 +171,15 @@ fn who_was_lost_or_left_comes_back_and_new_ones_come() {
         assert!(world.runs(back), "{world:#?}");
         let verdict = world.processes[back].machine().verdict();
         assert_eq!((verdict.epoch, verdict.members.len()), (3, 3));
+        let place = NodeId::new(victim).unwrap();
+        assert_eq!(world.processes[back].epoch.joined, BTreeMap::from([(place, 3)]));
+        assert_ne!(world.processes[back].epoch.eldest(), Some(place));
         let new = [world.start(3), world.start(4)];
         world.pass(SETTLE_MS, random);
         world.check_settled();
         assert!(new.iter().all(|new| world.runs(*new)), "{world:#?}");
-        assert_eq!(world.processes[0].epoch.number, 5);
-        assert_eq!(world.processes[0].epoch.members.len(), 5);
+        assert_eq!(world.processes[back].epoch.number, 5);
+        assert_eq!(world.processes[back].epoch.members.len(), 5);
     });
 }
 
@@ -181,40 +187,111 @@ fn who_was_lost_or_left_comes_back_and_new_ones_come() {
 fn a_process_whose_place_was_given_again_finds_out_when_it_goes_on() {
     with_seeds(60, |random| {
         let mut world = running(3, random);
-        world.stop(1);
+        let victim = random.below(3);
+        world.stop(victim);
         world.pass(2 * LEASE_MS, random);
         // Its own name may come back, or another take its place.
-        let other = world.start(if random.below(2) == 0 { 1 } else { 5 });
+        let other = world.start(if random.below(2) == 0 { victim } else { 5 });
         world.pass(SETTLE_MS, random);
         assert!(world.runs(other), "{world:#?}");
-        world.processes[1].stopped = false;
+        world.processes[victim].stopped = false;
         world.pass(LEASE_MS, random);
         world.check_settled();
-        assert!(!world.runs(1) && world.runs(other), "{world:#?}");
-        assert!(matches!(end_of(&world, 1), EndReason::Stopped { .. }));
-        assert_eq!(world.processes[0].epoch.members.len(), 3);
+        assert!(!world.runs(victim) && world.runs(other), "{world:#?}");
+        assert!(matches!(end_of(&world, victim), EndReason::Stopped { .. }));
+        assert_eq!(world.processes[other].epoch.members.len(), 3);
     });
 }
 
 #[test]
-fn nobody_gets_in_without_the_first_node_or_beside_a_virtual_machine() {
+fn who_left_keeps_its_place_until_it_has_stopped() {
     with_seeds(60, |random| {
         let mut world = running(3, random);
-        let closed = random.below(2) == 0;
-        if closed {
-            world.close(random.below(3))
-        } else {
-            world.kill(0)
+        let leaver = random.below(3);
+        world.leave(leaver);
+        while !world.has_left(leaver) {
+            world.pass(HEARTBEAT_MS / 4, random);
         }
+        // What it used is still there: its key, until its lease ends.
+        world.stop(leaver);
+        let new = world.start(5);
+        world.pass(SETTLE_MS, random);
+        assert!(world.runs(new), "{world:#?}");
+        world.processes[leaver].stopped = false;
+        world.pass(LEASE_MS, random);
+        world.check_settled();
+    });
+}
+
+#[test]
+fn nobody_gets_in_beside_a_virtual_machine() {
+    with_seeds(60, |random| {
+        let mut world = running(3, random);
+        world.close(random.below(3));
         // A newcomer that is on its way already may still be ahead of a virtual machine.
         world.pass(LEASE_MS, random);
         let new = world.start(4);
         world.pass(2 * SETTLE_MS, random);
         world.check_settled();
         let Stage::Refused(reason) = &world.processes[new].stage else { panic!("{world:#?}") };
-        let what = if closed { "a virtual machine runs" } else { "node `n0`, which keeps" };
-        assert!(reason.contains(what), "{reason}");
-        assert!((1..3).all(|me| world.runs(me)));
+        assert!(reason.contains("a virtual machine runs"), "{reason}");
+        assert!((0..3).all(|me| world.runs(me)));
+    });
+}
+
+#[test]
+fn one_after_the_other_goes_and_newcomers_still_come() {
+    with_seeds(60, |random| {
+        let mut world = running(3, random);
+        // None of the first three is there at the end: each newcomer finds others to take it in.
+        for victim in 0..3 {
+            // It is on its way while the eldest goes, or comes before or after that.
+            let waits = random.below(2) == 0;
+            let early = waits.then(|| world.start(3 + victim));
+            world.pass(random.below(LEASE_MS as usize) as u64, random);
+            match random.below(3) {
+                0 => world.kill(victim),
+                1 => world.stop(victim),
+                _ => world.leave(victim),
+            }
+            let new = early.unwrap_or_else(|| world.start(3 + victim));
+            world.pass(2 * SETTLE_MS, random);
+            world.processes[victim].stopped = false;
+            world.pass(LEASE_MS, random);
+            world.check_settled();
+            assert!(world.runs(new) && !world.runs(victim), "{world:#?}");
+        }
+        // The first comes back, to whoever is there.
+        let back = world.start(0);
+        world.pass(SETTLE_MS, random);
+        world.check_settled();
+        assert!(world.runs(back), "{world:#?}");
+        assert_eq!(world.processes[back].epoch.joined.len(), 4);
+    });
+}
+
+#[test]
+fn where_no_member_is_left_a_newcomer_ends_and_the_next_cluster_begins() {
+    with_seeds(60, |random| {
+        let mut world = running(3, random);
+        let new = world.start(5);
+        // It may be on its way, or be listed, or just have come in.
+        world.pass(random.below(LEASE_MS as usize) as u64, random);
+        let was_in = world.runs(new);
+        for victim in 0..3 {
+            if random.below(2) == 0 { world.kill(victim) } else { world.leave(victim) }
+        }
+        world.pass(2 * SETTLE_MS, random);
+        world.check_settled();
+        let started: Vec<_> = (0..3).map(|host| world.start(host)).collect();
+        world.pass(2 * SETTLE_MS, random);
+        world.check_settled();
+        assert!(started.iter().all(|pid| world.runs(*pid)), "{world:#?}");
+        if let Some(State::Ended { reason }) = world.processes[new].state() {
+            assert!(!was_in && matches!(reason, EndReason::NotTakenIn { .. }), "{world:#?}");
+        } else {
+            assert!(world.runs(new), "{world:#?}");
+        }
     });
 }
 
@@ -244,7 +321,7 @@ fn a_newcomer_that_cannot_reach_a_member_says_whom_and_costs_nothing() {
 fn a_second_process_of_one_name_is_refused_while_the_first_is_there() {
     with_seeds(60, |random| {
         let mut world = running(3, random);
-        let twin = world.start(random.below(3));
+        let twin = world.start(random.below(3)); // of the eldest, too
         world.pass(SETTLE_MS, random);
         world.check_settled();
         assert!(matches!(&world.processes[twin].stage, Stage::Refused(_)), "{world:#?}");

@@ -317,6 +317,7 @@ impl World {
             Wish::Propose(proposal) => {
                 let old = self.etcd.record.clone();
                 if self.etcd.transact(&proposal) {
+                    self.check_who_takes_in(pid, &old);
                     // Whoever has no place any more has certainly stopped.
                     let now = &self.etcd.record;
                     let has_place = |lease| now.nodes.iter().any(|it| it.lease == lease);
@@ -473,6 +474,17 @@ impl World {
         }
     }
 
+    /// Of a cluster that runs, the eldest member lists newcomers.
+    fn check_who_takes_in(&self, pid: usize, old: &Record) {
+        let is_listed = |it: &Listed| {
+            it.standing == Standing::Joining && !old.nodes.iter().any(|was| was == it)
+        };
+        if old.epoch > 0 && self.etcd.record.nodes.iter().any(is_listed) {
+            let me = self.processes[pid].me;
+            assert!(me.is_some() && old.in_force().eldest() == me, "{pid} took in: {self:#?}");
+        }
+    }
+
     /// Those who run in one epoch agree about who is in it.
     fn check_agreement(&self, pid: usize) {
         let own = &self.processes[pid];
@@ -510,10 +522,16 @@ impl World {
         }
     }
 
-    /// Whether the first node could take in whoever comes.
+    /// Whether etcd says that a process has left.
+    pub(crate) fn has_left(&self, pid: usize) -> bool {
+        let is_it = |it: &&Listed| it.lease == lease_of(pid);
+        let listed = self.etcd.record.nodes.iter().find(is_it);
+        listed.is_some_and(|it| it.standing == Standing::Left)
+    }
+
+    /// Whether there is somebody to take in whoever comes.
     pub(crate) fn is_open(&self) -> bool {
-        let is_first = |it: &Process| it.runs() && it.me == Some(node(0));
-        self.etcd.record.closed.is_none() && self.processes.iter().any(is_first)
+        self.etcd.record.closed.is_none() && self.processes.iter().any(Process::runs)
     }
 
     /// Every process that is there is a member.

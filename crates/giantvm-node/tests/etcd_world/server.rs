@@ -114,12 +114,17 @@ impl Etcd {
         assert!(next.epoch - old.epoch <= 1, "more than one epoch at once");
         let changed = old.members() != next.members();
         assert_eq!(changed || old.epoch == 0, next.epoch > old.epoch, "{old:?} {next:?}");
+        // Who is eldest stays it until it is no member.
+        let [was, is] = [old, next].map(|record| record.in_force().eldest());
+        let stays = was.is_none_or(|was| !next.members().contains(was) || is == Some(was));
+        assert!(stays || old.epoch == 0, "{old:?} {next:?}");
         for (node, it) in next.numbered() {
             let was = old.get(node).filter(|was| was.lease == it.lease);
             let joins = it.standing == Standing::Member
                 && was.is_none_or(|was| was.standing != Standing::Member);
             assert!(!joins || was.is_some() && old.closed.is_none(), "{old:?} {next:?}");
             assert!(!joins || it.joined == next.epoch, "{old:?} {next:?}");
+            assert!(!joins || !old.live().is_empty(), "of nobody: {old:?}");
             assert!(!joins || old.live() == old.members(), "somebody is about to go: {old:?}");
             if let Some(before) = old.get(node).filter(|before| before.lease != it.lease) {
                 assert!(!self.has(&before.name, before.lease), "it has not stopped: {old:?}");

@@ -5,8 +5,9 @@
 //! How many that is at least one node has to know; the others take the word of the first to say it.
 //! [`Forming`] looks at what etcd has and says what to do next.
 //!
-//! Where a cluster runs already, a node announces itself all the same, and its first node takes it in.
-//! If that can't be, the record shows why: nobody has to answer.
+//! Where a cluster runs already, a node announces itself all the same, and its eldest member takes it
+//! in, or who is that after it.
+//! If that can't be, the record and the keys show why: nobody has to answer.
 
 use dsm_core::types::NODES_MAX;
 use serde_json::{Value, json};
@@ -166,10 +167,13 @@ impl View {
         arrivals
     }
 
-    /// Why nobody is taken in where the first node is gone and nobody has said so yet.
-    pub(super) fn without_first(&self, record: &Record) -> Option<String> {
-        let first = record.nodes.first().filter(|first| !self.has(first))?;
-        Some(first.gone())
+    /// Why nobody can be taken in, if that is so for good; for people. Members whose keys are gone
+    /// have stopped, and those that are lost end: where no others are there, none will be.
+    pub(super) fn no_way_in(&self, record: &Record) -> Option<String> {
+        let is_there = |it: &Listed| it.standing == Standing::Member && self.has(it);
+        let all_gone = || !record.nodes.iter().any(is_there);
+        let over = || all_gone().then(|| "none of its members is there any more".into());
+        record.no_way_in().or_else(over)
     }
 
     /// Whether the process that `listed` stands for is there.
@@ -271,7 +275,7 @@ impl Forming {
             let comes_back = record.nodes.iter().any(|it| it.name == self.name);
             (place.is_none() && !comes_back).then(|| format!("it has {NODES_MAX} nodes"))
         };
-        let why = record.no_way_in().or_else(|| view.without_first(record)).or_else(full)?;
+        let why = view.no_way_in(record).or_else(full)?;
         Some(format!(
             "the cluster runs since before ({running}) and takes no node in: {why}; end all nodes, \
              then start them again"
@@ -283,12 +287,16 @@ impl Forming {
         if !record.has_started() {
             return format!("the start of the cluster ({running}), to join it then");
         }
-        let first = record.nodes.first().map_or("", |it| it.name.as_str());
         let of_name = record.nodes.iter().find(|it| it.name == self.name);
         if of_name.is_some_and(|it| !it.standing.is_over()) {
             return "the cluster to notice that the earlier process is gone".into();
         }
-        format!("node `{first}` to take this one into the cluster that runs ({running})")
+        let eldest = record.eldest().and_then(|node| record.get(node));
+        let name = eldest.map_or("", |it| it.name.as_str());
+        if eldest.is_some_and(|it| it.standing != Standing::Member) {
+            return format!("the end of node `{name}`, to join the cluster then ({running})");
+        }
+        format!("node `{name}` to take this one into the cluster that runs ({running})")
     }
 
     /// What an earlier process left is gone after its lease; what is still there then is alive.

@@ -17,16 +17,20 @@ pub(super) enum Welcome {
 }
 
 impl EtcdMembership {
-    // The first node takes a newcomer in.
+    // The eldest member takes a newcomer in.
 
     /// Lists a newcomer, if nothing stands against it.
     ///
-    /// The first node does it: without it there is no way in, and so nobody has to follow it in this.
+    /// The eldest member does it. Whether this node is that follows from the record alone. Where it
+    /// is not so any more, this node's record is old, and what it proposes compares the revision.
     pub(super) fn take_in(&self) -> Option<Proposal> {
-        let may = self.config.me.index() == 0
+        let me = self.config.me;
+        let may = !self.arrivals.is_empty()
             && self.state == State::Running
             && self.closed.is_none()
-            && self.record.no_way_in().is_none();
+            && self.record.no_way_in().is_none()
+            && self.record.live().contains(me)
+            && self.record.eldest() == Some(me);
         // Everyone has been told of who had a place before it is given again.
         let epoch = u64::from(self.record.epoch);
         let knows = |node| self.peers.get(node).is_some_and(|peer| peer.epoch >= epoch);
@@ -61,11 +65,13 @@ impl EtcdMembership {
 
     // The newcomer comes in.
 
-    /// Makes this newcomer a member once everyone can talk to it, and no member is about to go.
+    /// Makes this newcomer a member once everyone can talk to it, and no member is about to go. Where
+    /// there is none, or the record says that it takes nobody in, it ends with what etcd has next.
     pub(super) fn come_in(&self) -> Option<Proposal> {
         let (me, live) = (self.config.me, self.record.live());
         let settled = live == self.record.members() && live.minus(self.present).is_empty();
-        if !settled || !live.iter().all(|node| self.has_met(node)) {
+        let closed = live.is_empty() || self.record.no_way_in().is_some();
+        if closed || !settled || !live.iter().all(|node| self.has_met(node)) {
             return None;
         }
         Some(Proposal {
@@ -96,9 +102,8 @@ impl EtcdMembership {
 
     /// Ends a newcomer that nobody can take in any more.
     pub(super) fn check_way_in(&mut self, view: &View, out: &mut Vec<Action>) {
-        let no_way = self.record.no_way_in().or_else(|| view.without_first(&self.record));
         if self.state == State::Joining
-            && let Some(reason) = no_way
+            && let Some(reason) = view.no_way_in(&self.record)
         {
             self.end(EndReason::NotTakenIn { reason }, out);
         }

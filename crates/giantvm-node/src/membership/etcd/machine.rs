@@ -43,7 +43,8 @@ pub struct EtcdMembership {
     pub(super) record: Record,
     /// Nodes whose lease holds, as far as this node knows.
     pub(super) present: NodeSet,
-    /// Nodes that could be taken in, in the order in which they came; at the first node only.
+    /// Nodes that could be taken in, in the order in which they came. Any member may come to be the
+    /// eldest, which takes them in.
     pub(super) arrivals: Vec<Present>,
     /// Why this node takes nobody in any more, for people.
     pub(super) closed: Option<String>,

@@ -61,9 +61,7 @@ impl EtcdMembership {
                 self.proposed = false;
                 let there = record.numbered().filter(|(_, listed)| view.has(listed));
                 self.present = there.map(|(node, _)| node).collect();
-                if self.config.me.index() == 0 {
-                    self.arrivals = view.arrivals(&record).into_iter().cloned().collect();
-                }
+                self.arrivals = view.arrivals(&record).into_iter().cloned().collect();
                 if view.revision > self.revision {
                     self.revision = view.revision;
                     self.on_record(now_ms, record, out);
@@ -174,7 +172,7 @@ impl EtcdMembership {
         let reason = "another process has its place";
         self.peers.refuse(node, reason, out);
         if self.runs() && *before == Standing::Member {
-            // The first node waits until every member knows what became of the last one. Should it
+            // Who gives a place waits until every member knows what became of the last one. Should it
             // not have: whoever uses what that one had must be told all the same.
             out.push(Action::PeerLost { node, reason: reason.into() });
         }

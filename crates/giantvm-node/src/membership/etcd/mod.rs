@@ -2,7 +2,7 @@
 //!
 //! The epoch key's value is a [`Record`]: the nodes in order, and what became of each. It is changed
 //! only by transactions that compare its revision, so every node sees one sequence of records. Any
-//! node may propose the next; whoever is first wins, and the others look again. About
+//! node may propose the next; whoever is first wins, and the others look again. About what became of
 //! members, no node has more to say than another.
 //!
 //! # The way of a node
@@ -15,7 +15,7 @@
 //!
 //! # Joining a cluster that runs
 //!
-//! 1. **Joining**: the first node of the list sees the key of a process that is not listed, and lists
+//! 1. **Joining**: the eldest member sees the key of a process that is not listed, and lists
 //!    it. It gets the place that its name had, or that of another node that is gone, or a new one. The
 //!    transaction compares that the newcomer's key is there, and that of who had the place is not.
 //! 2. **Member**: all that are listed connect with it. It waits until each live member has said in a
@@ -24,12 +24,23 @@
 //!    its own are there. Nobody else does: so what follows the last record in which it was joining is
 //!    its own, and the epoch that it begins with is known even if it reads only later ones.
 //!
-//! Only the first node takes newcomers in: it keeps the directory of regions, without which a newcomer
-//! can use none. Where that node is gone there is no way in, and so no other has to follow it in
-//! this. Its place is never given again. Nor is there one where a member has said that it can't
-//! have newcomers ([`Machine::close`](crate::membership::Machine::close)), which it writes as
-//! [`Record::closed`]. Both are seen in the record, by those who come ([`Forming`]) and those
-//! who are on their way, so that nobody has to be asked. A newcomer that is a member before
+//! Only the *eldest* member takes newcomers in: of the members, lost ones included, the one that has
+//! been one for longest, and of those that were there from the start the one with the lowest number.
+//! The record shows who that is, and it stays so until it has left or was removed: a newcomer's epoch
+//! is later than that of all who are there. Then it is the next one, which goes on where the last one
+//! was: who is listed and not yet a member need not be listed again. If the eldest is lost, nobody is
+//! listed until it is removed. Its place is given again like any other, to itself too: it is then the
+//! youngest.
+//!
+//! Two nodes that have read different records may both think that they are the eldest. Only who has
+//! read the latest record can change it, since the transaction compares the revision; and that record
+//! has one eldest. What the other one proposes is not carried out.
+//!
+//! There is no way in where a member has said that it can't have newcomers
+//! ([`Machine::close`](crate::membership::Machine::close)), which it writes as [`Record::closed`]; where
+//! too many have come and gone; and where no member that is not lost has its key any more: then the
+//! cluster is over. All of this is seen in the record and the keys, by those who come ([`Forming`]) and
+//! those who are on their way, so that nobody has to be asked. A newcomer that is a member before
 //! `closed` is written is one: to close is in force only with the record.
 //!
 //! A newcomer whose key is gone before it is a member is **gone**, which needs no epoch: nobody used

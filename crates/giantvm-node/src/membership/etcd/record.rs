@@ -15,7 +15,7 @@ pub struct Record {
     /// The epoch; 0 until everyone was connected with everyone. It rises whenever the members change.
     pub epoch: u16,
     /// All nodes; a node's number is its place. Who joins gets the place of one that is gone, or one
-    /// more. The first place is never given again: its node keeps the directory of regions.
+    /// more.
     pub nodes: Vec<Listed>,
     /// Why the cluster takes nobody in any more, for people.
     pub closed: Option<String>,
@@ -94,11 +94,6 @@ impl Listed {
             && self.lease == other.lease
     }
 
-    /// Why nobody can be taken in without it: the first node.
-    pub(super) fn gone(&self) -> String {
-        format!("node `{}`, which keeps the list of regions, is gone", self.name)
-    }
-
     /// Whether it is none that was ever a member.
     pub(super) fn is_newcomer(&self) -> bool {
         matches!(self.standing, Standing::Joining | Standing::Gone)
@@ -150,6 +145,12 @@ impl Record {
         self.select(|standing| *standing == Standing::Member)
     }
 
+    /// The member that takes newcomers in, as long as it is not lost. Who it is changes only when it
+    /// is a member no more: whoever joins has a later epoch than all that are there.
+    pub(super) fn eldest(&self) -> Option<NodeId> {
+        self.in_force().eldest()
+    }
+
     /// The nodes that are on their way in.
     pub fn joining(&self) -> NodeSet {
         self.select(|standing| *standing == Standing::Joining)
@@ -199,14 +200,10 @@ impl Record {
         next
     }
 
-    /// Why nobody can be taken in, if that is so for good; for people.
+    /// Why nobody can be taken in, if that is so for good whoever is there; for people.
     pub(super) fn no_way_in(&self) -> Option<String> {
         if let Some(reason) = &self.closed {
             return Some(reason.clone());
-        }
-        let first = self.nodes.first()?;
-        if first.standing != Standing::Member || first.joined != 0 {
-            return Some(first.gone());
         }
         let too_many = self.epoch >= JOIN_EPOCH_MAX;
         too_many.then(|| "too many nodes have come and gone".into())
@@ -217,9 +214,8 @@ impl Record {
     pub(super) fn place_for(&self, name: &str, is_free: impl Fn(usize) -> bool) -> Option<usize> {
         let own = self.nodes.iter().position(|it| it.name == name);
         let is_over = |it: &Listed| it.standing.is_over();
-        let can_have = |index: &usize| {
-            *index > 0 && self.nodes.get(*index).is_some_and(is_over) && is_free(*index)
-        };
+        let can_have =
+            |index: &usize| self.nodes.get(*index).is_some_and(is_over) && is_free(*index);
         if own.is_some() {
             return own.filter(can_have);
         }
@@ -235,7 +231,6 @@ impl Record {
             && places().all(|(a, b)| a.is_same(b) || !a.standing.is_member());
         self.nodes.len() <= next.nodes.len()
             && places().all(|(a, b)| a.leads_to(b, self.epoch))
-            && places().take(1).all(|(a, b)| a.is_same(b))
             && more.all(|it| it.comes_after(self.epoch))
             && (self.epoch < next.epoch || self.epoch == next.epoch && same_members)
             && (self.closed.is_none() || self.closed == next.closed)
