@@ -26,9 +26,7 @@ _ROMS: Final = (
     Path("/usr/share/bochs/VGABIOS-lgpl-latest"),
 )
 _KERNEL_OPTIONS: Final = (
-    "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on no_timer_check "
-    # Once, Bochs lost the event of a timer that was set for one: the host slept for ever.
-    "nohz=off highres=off"
+    "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on no_timer_check"
 )
 
 
