@@ -243,6 +243,7 @@ def test_nothing_went_wrong_on_the_way(session: Session) -> None:
     assert not [line for line in session.lines if bad.fullmatch(line)], session.told()
 
 
+@pytest.mark.long
 def test_three_hosts_with_a_processor_each(tmp_path: Path) -> None:
     image(tmp_path)
     initramfs(tmp_path, "init", (), "worker")
