@@ -133,8 +133,8 @@ def test_a_node_that_was_killed_comes_back(server: Etcd | None) -> None:
         assert sorted(cluster.each(count_up)) == [0, 1, 2]
 
 
-def new_region(site: Site, size: int) -> int:
-    array = site.node.region("new", size).array(size, np.uint8)
+def new_region(site: Site, size: int, name: str = "new") -> int:
+    array = site.node.region(name, size).array(size, np.uint8)
     array[site.node.index * PAGE_SIZE] = 7
     return int(array[: 4 * PAGE_SIZE].max())
 
@@ -169,14 +169,18 @@ def close(site: Site) -> None:
     site.node.close()
 
 
+def leave(cluster: Cluster, index: int) -> None:
+    cluster.call(index, go)
+    cluster.nodes[index].leave()
+    assert cluster.nodes[index].wait() == 0
+
+
 @pytest.mark.parametrize("uses", [False, True])
 def test_a_node_that_left_comes_back(server: Etcd | None, uses: bool) -> None:
     with start(server) as cluster:
         if uses:
             cluster.each(use)
-        cluster.call(1, go)
-        cluster.nodes[1].leave()
-        assert cluster.nodes[1].wait() == 0
+        leave(cluster, 1)
         if not uses:
             cluster.nodes[0].begin(use)
             cluster.call(2, use)
@@ -204,12 +208,6 @@ def named(site: Site, name: str, value: int | None = None) -> int:
     return int(array[0])
 
 
-def leave(cluster: Cluster, index: int) -> None:
-    cluster.call(index, go)
-    cluster.nodes[index].leave()
-    assert cluster.nodes[index].wait() == 0
-
-
 @pytest.mark.parametrize("way", [kill, leave])
 def test_with_etcd_no_node_is_needed_to_open_regions_and_to_join(way: Way) -> None:
     """Who kept the list of regions goes, twice; the others know it, and take newcomers in."""
@@ -227,11 +225,12 @@ def test_with_etcd_no_node_is_needed_to_open_regions_and_to_join(way: Way) -> No
             assert cluster.call(left[1], named, f"new {gone}", 20 + gone) == 20 + gone
             assert cluster.call(left[0], named, f"new {gone}") == 20 + gone
             assert cluster.call(left[0], named, "z") == 12
-            answers = [cluster.nodes[index].begin(new_region_of, gone) for index in left]
+            region = (4 * PAGE_SIZE, f"new {gone}")
+            answers = [cluster.nodes[index].begin(new_region, *region) for index in left]
             assert [answer.result() for answer in answers] == [7, 7]
             cluster.start(gone)
             cluster.call(gone, use, None)
-            assert cluster.call(gone, new_region_of, gone) == 7
+            assert cluster.call(gone, new_region, *region) == 7
             assert cluster.call(gone, named, f"new {gone}") == 20 + gone
             for index in range(3):
                 knows_all(cluster, index)
@@ -242,17 +241,11 @@ def knows_two(cluster: Cluster, index: int) -> None:
     wait_until("one is gone", lambda: cluster.call(index, states).count("up") == 2)
 
 
-def new_region_of(site: Site, number: int) -> int:
-    array = site.node.region(f"new {number}", 4 * PAGE_SIZE).array(4 * PAGE_SIZE, np.uint8)
-    array[site.node.index * PAGE_SIZE] = 7
-    return int(array.max())
-
-
 def test_with_etcd_what_was_asked_of_a_node_that_is_lost_is_asked_again() -> None:
     with Etcd() as etcd, start(etcd) as cluster:
         cluster.each(use)
         stop(cluster, 0)
-        answers = [cluster.nodes[index].begin(new_region_of, 1) for index in (1, 2)]
+        answers = [cluster.nodes[index].begin(new_region, 4 * PAGE_SIZE) for index in (1, 2)]
         assert not cluster.nodes[1].link.poll(0.5), "it was answered by a node that is stopped"
         assert [answer.result() for answer in answers] == [7, 7]
         assert cluster.call(1, states) == ["lost", "up", "up"]

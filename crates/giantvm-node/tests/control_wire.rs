@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use dsm_core::types::{NODES_MAX, NodeId, NodeSet, RegionId};
 use giantvm_node::control::{
-    Change, ControlMessage, DecodeError, Heartbeat, MemberMessage, RegionMessage,
+    Change, ControlMessage, DecodeError, Heartbeat, MemberMessage, RegionMessage, RegionOrigin,
 };
 use giantvm_node::limits::{CONTROL_BODY_BYTES_MAX, NAME_BYTES_MAX, REASON_BYTES_MAX};
 use giantvm_node::sync::{
@@ -64,9 +64,15 @@ fn member() -> impl Strategy<Value = MemberMessage> {
     ]
 }
 
-/// Epoch, and what a region was when it began.
-fn began() -> impl Strategy<Value = (u16, u16, Vec<u64>)> {
-    (any::<u16>(), any::<u16>(), proptest::collection::vec(any::<u64>(), 0..=NODES_MAX))
+fn origin() -> impl Strategy<Value = RegionOrigin> {
+    let shares = proptest::collection::vec(any::<u64>(), 0..=NODES_MAX);
+    let began = (any::<u16>(), shares);
+    (any::<u32>(), "[a-zä]{1,100}", any::<u64>(), any::<[bool; 2]>(), began).prop_map(
+        |(region, name, bytes, [overcommit, recover], (since, shares))| {
+            let region = RegionId(region);
+            RegionOrigin { region, name, bytes, overcommit, recover, since, shares }
+        },
+    )
 }
 
 fn region() -> impl Strategy<Value = RegionMessage> {
@@ -81,34 +87,8 @@ fn region() -> impl Strategy<Value = RegionMessage> {
                 recover
             }
         ),
-        (id(), "[a-zä]{1,100}", any::<u64>(), any::<[bool; 2]>(), began()).prop_map(
-            |(region, name, bytes, [overcommit, recover], (epoch, since, shares))| {
-                RegionMessage::Open {
-                    region,
-                    name,
-                    bytes,
-                    overcommit,
-                    recover,
-                    epoch,
-                    since,
-                    shares,
-                }
-            }
-        ),
-        (id(), "[a-zä]{1,100}", any::<u64>(), any::<[bool; 2]>(), began()).prop_map(
-            |(region, name, bytes, [overcommit, recover], (epoch, since, shares))| {
-                RegionMessage::Has {
-                    region,
-                    name,
-                    bytes,
-                    overcommit,
-                    recover,
-                    epoch,
-                    since,
-                    shares,
-                }
-            }
-        ),
+        (any::<u16>(), origin()).prop_map(|(epoch, origin)| RegionMessage::Open { epoch, origin }),
+        (any::<u16>(), origin()).prop_map(|(epoch, origin)| RegionMessage::Has { epoch, origin }),
         (any::<u64>(), id()).prop_map(|(ticket, region)| RegionMessage::Created { ticket, region }),
         (any::<u64>(), reason())
             .prop_map(|(ticket, reason)| RegionMessage::Refused { ticket, reason }),

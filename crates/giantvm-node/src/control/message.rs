@@ -4,10 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use dsm_core::types::{NodeId, NodeSet, RegionId};
+use dsm_core::types::{NodeId, NodeSet};
 
 use super::codec::{DecodeError, Reader, Writer, clip};
-use crate::limits::{NAME_BYTES_MAX, REASON_BYTES_MAX};
+use super::region::RegionMessage;
+use crate::limits::REASON_BYTES_MAX;
 use crate::sync::{SyncReply, SyncReport, SyncRequest};
 
 /// The body of one control frame.
@@ -124,135 +125,12 @@ pub enum Change {
     },
 }
 
-/// What nodes say about regions.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum RegionMessage {
-    /// To the first node: asks for a region.
-    Create {
-        /// The number of the request at the sender; answers repeat it.
-        ticket: u64,
-        /// The region's name: 1 to 200 bytes.
-        name: String,
-        /// Its length.
-        bytes: u64,
-        /// Opens it even if the nodes together can't hold it.
-        overcommit: bool,
-        /// It goes on when a node is lost.
-        recover: bool,
-    },
-    /// From the first node: orders a region, which all members open.
-    Open {
-        /// The region's number, which answers have as ticket.
-        region: RegionId,
-        /// The region's name: 1 to 200 bytes.
-        name: String,
-        /// Its length.
-        bytes: u64,
-        /// It does not count against what the nodes give.
-        overcommit: bool,
-        /// It goes on when a node is lost.
-        recover: bool,
-        /// The sender's epoch: all must open it in the same.
-        epoch: u16,
-        /// The epoch in which the region began: an earlier one where it was there before the receiver.
-        since: u16,
-        /// The nodes' shares of the region: of its first pages, none for who was no member then.
-        shares: Vec<u64>,
-    },
-    /// The region exists at the sender.
-    Created {
-        /// [`RegionMessage::Create::ticket`].
-        ticket: u64,
-        /// The region.
-        region: RegionId,
-    },
-    /// The region can't be opened.
-    Refused {
-        /// [`RegionMessage::Create::ticket`].
-        ticket: u64,
-        /// Why, for people.
-        reason: String,
-    },
-    /// To the deciding node: asks where the named block of a region is; the first to ask places it.
-    Allocate {
-        /// The number of the request at the sender.
-        ticket: u64,
-        /// The region.
-        region: RegionId,
-        /// The block's name: 1 to 200 bytes.
-        name: String,
-        /// Its length.
-        bytes: u64,
-        /// A power of two that divides its offset.
-        align: u64,
-    },
-    /// The named block's place.
-    Allocated {
-        /// [`RegionMessage::Allocate::ticket`].
-        ticket: u64,
-        /// Its offset in the region.
-        offset: u64,
-    },
-    /// The region ends at the receiver.
-    Close {
-        /// The region.
-        region: RegionId,
-    },
-    /// From a node that keeps the directory from now on, as the one before is gone: asks what the receiver
-    /// was told of regions. The answers are what follows here.
-    Tell {
-        /// The sender's epoch; answers repeat it.
-        epoch: u16,
-    },
-    /// A region is open at the sender.
-    Has {
-        /// [`RegionMessage::Tell::epoch`].
-        epoch: u16,
-        /// The region's number.
-        region: RegionId,
-        /// The region's name: 1 to 200 bytes.
-        name: String,
-        /// Its length.
-        bytes: u64,
-        /// It does not count against what the nodes give.
-        overcommit: bool,
-        /// It goes on when a node is lost.
-        recover: bool,
-        /// The epoch in which it began.
-        since: u16,
-        /// The nodes' shares of it then.
-        shares: Vec<u64>,
-    },
-    /// A named block of a region of which the sender has told.
-    HasBlock {
-        /// [`RegionMessage::Tell::epoch`].
-        epoch: u16,
-        /// The region.
-        region: RegionId,
-        /// The block's name: 1 to 200 bytes.
-        name: String,
-        /// Its offset in the region.
-        offset: u64,
-        /// Its length.
-        bytes: u64,
-        /// What its offset was to be divided by.
-        align: u64,
-    },
-    /// The sender has told all.
-    HasAll {
-        /// [`RegionMessage::Tell::epoch`].
-        epoch: u16,
-        /// The highest number of a region that the sender has heard of.
-        last: u32,
-    },
-}
-
 /// `text` cut to what a reason may be long.
 pub fn clip_reason(text: &str) -> String {
     clip(text, REASON_BYTES_MAX).to_owned()
 }
 
-mod kind {
+pub(super) mod kind {
     pub(super) const HEARTBEAT: u8 = 1;
     pub(super) const MEMBER_UPDATE: u8 = 2;
     pub(super) const SUSPECT: u8 = 3;
@@ -261,17 +139,17 @@ mod kind {
     pub(super) const GONE: u8 = 6;
     pub(super) const FATAL: u8 = 7;
     pub(super) const NOT_YET: u8 = 8;
-    pub(super) const REGION_CREATE: u8 = 16;
-    pub(super) const REGION_CREATED: u8 = 17;
-    pub(super) const REGION_REFUSED: u8 = 18;
-    pub(super) const REGION_CLOSE: u8 = 19;
-    pub(super) const REGION_ALLOCATE: u8 = 20;
-    pub(super) const REGION_ALLOCATED: u8 = 21;
-    pub(super) const REGION_OPEN: u8 = 22;
-    pub(super) const REGION_TELL: u8 = 23;
-    pub(super) const REGION_HAS: u8 = 24;
-    pub(super) const REGION_HAS_BLOCK: u8 = 25;
-    pub(super) const REGION_HAS_ALL: u8 = 26;
+    pub(in crate::control) const REGION_CREATE: u8 = 16;
+    pub(in crate::control) const REGION_CREATED: u8 = 17;
+    pub(in crate::control) const REGION_REFUSED: u8 = 18;
+    pub(in crate::control) const REGION_CLOSE: u8 = 19;
+    pub(in crate::control) const REGION_ALLOCATE: u8 = 20;
+    pub(in crate::control) const REGION_ALLOCATED: u8 = 21;
+    pub(in crate::control) const REGION_OPEN: u8 = 22;
+    pub(in crate::control) const REGION_TELL: u8 = 23;
+    pub(in crate::control) const REGION_HAS: u8 = 24;
+    pub(in crate::control) const REGION_HAS_BLOCK: u8 = 25;
+    pub(in crate::control) const REGION_HAS_ALL: u8 = 26;
     pub(super) const SYNC_REQUEST: u8 = 32;
     pub(super) const SYNC_REPLY: u8 = 33;
     pub(super) const SYNC_REPORT: u8 = 34;
@@ -441,162 +319,10 @@ impl Change {
     }
 }
 
-impl RegionMessage {
-    fn write(&self, to: &mut Writer) {
-        match self {
-            Self::Create { ticket, name, bytes, overcommit, recover } => {
-                to.u8(kind::REGION_CREATE);
-                to.u64(*ticket);
-                to.text(name);
-                to.u64(*bytes);
-                to.bool(*overcommit);
-                to.bool(*recover);
-            }
-            Self::Open { region, name, bytes, overcommit, recover, epoch, since, shares } => {
-                to.u8(kind::REGION_OPEN);
-                to.u32(region.0);
-                to.text(name);
-                to.u64(*bytes);
-                to.bool(*overcommit);
-                to.bool(*recover);
-                to.u16(*epoch);
-                to.u16(*since);
-                to.u64_per_node(shares);
-            }
-            Self::Created { ticket, region } => {
-                to.u8(kind::REGION_CREATED);
-                to.u64(*ticket);
-                to.u32(region.0);
-            }
-            Self::Refused { ticket, reason } => {
-                to.u8(kind::REGION_REFUSED);
-                to.u64(*ticket);
-                write_reason(reason, to);
-            }
-            Self::Close { region } => {
-                to.u8(kind::REGION_CLOSE);
-                to.u32(region.0);
-            }
-            Self::Allocate { ticket, region, name, bytes, align } => {
-                to.u8(kind::REGION_ALLOCATE);
-                to.u64(*ticket);
-                to.u32(region.0);
-                to.text(name);
-                to.u64(*bytes);
-                to.u64(*align);
-            }
-            Self::Allocated { ticket, offset } => {
-                to.u8(kind::REGION_ALLOCATED);
-                to.u64(*ticket);
-                to.u64(*offset);
-            }
-            Self::Tell { epoch } => {
-                to.u8(kind::REGION_TELL);
-                to.u16(*epoch);
-            }
-            Self::Has { epoch, region, name, bytes, overcommit, recover, since, shares } => {
-                to.u8(kind::REGION_HAS);
-                to.u16(*epoch);
-                to.u32(region.0);
-                to.text(name);
-                to.u64(*bytes);
-                to.bool(*overcommit);
-                to.bool(*recover);
-                to.u16(*since);
-                to.u64_per_node(shares);
-            }
-            Self::HasBlock { epoch, region, name, offset, bytes, align } => {
-                to.u8(kind::REGION_HAS_BLOCK);
-                to.u16(*epoch);
-                to.u32(region.0);
-                to.text(name);
-                to.u64(*offset);
-                to.u64(*bytes);
-                to.u64(*align);
-            }
-            Self::HasAll { epoch, last } => {
-                to.u8(kind::REGION_HAS_ALL);
-                to.u16(*epoch);
-                to.u32(*last);
-            }
-        }
-    }
-
-    fn read(kind: u8, from: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(match kind {
-            kind::REGION_CREATE => Self::Create {
-                ticket: from.u64("ticket")?,
-                name: read_region_name(from)?,
-                bytes: from.u64("bytes")?,
-                overcommit: from.bool("overcommit")?,
-                recover: from.bool("recover")?,
-            },
-            kind::REGION_OPEN => Self::Open {
-                region: RegionId(from.u32("region")?),
-                name: read_region_name(from)?,
-                bytes: from.u64("bytes")?,
-                overcommit: from.bool("overcommit")?,
-                recover: from.bool("recover")?,
-                epoch: from.u16("epoch")?,
-                since: from.u16("since")?,
-                shares: from.u64_per_node("shares")?,
-            },
-            kind::REGION_CREATED => {
-                Self::Created { ticket: from.u64("ticket")?, region: RegionId(from.u32("region")?) }
-            }
-            kind::REGION_REFUSED => {
-                Self::Refused { ticket: from.u64("ticket")?, reason: read_reason(from)? }
-            }
-            kind::REGION_CLOSE => Self::Close { region: RegionId(from.u32("region")?) },
-            kind::REGION_ALLOCATE => Self::Allocate {
-                ticket: from.u64("ticket")?,
-                region: RegionId(from.u32("region")?),
-                name: read_region_name(from)?,
-                bytes: from.u64("bytes")?,
-                align: from.u64("align")?,
-            },
-            kind::REGION_ALLOCATED => {
-                Self::Allocated { ticket: from.u64("ticket")?, offset: from.u64("offset")? }
-            }
-            kind::REGION_TELL => Self::Tell { epoch: from.u16("epoch")? },
-            kind::REGION_HAS => Self::Has {
-                epoch: from.u16("epoch")?,
-                region: RegionId(from.u32("region")?),
-                name: read_region_name(from)?,
-                bytes: from.u64("bytes")?,
-                overcommit: from.bool("overcommit")?,
-                recover: from.bool("recover")?,
-                since: from.u16("since")?,
-                shares: from.u64_per_node("shares")?,
-            },
-            kind::REGION_HAS_BLOCK => Self::HasBlock {
-                epoch: from.u16("epoch")?,
-                region: RegionId(from.u32("region")?),
-                name: read_region_name(from)?,
-                offset: from.u64("offset")?,
-                bytes: from.u64("bytes")?,
-                align: from.u64("align")?,
-            },
-            kind::REGION_HAS_ALL => {
-                Self::HasAll { epoch: from.u16("epoch")?, last: from.u32("last")? }
-            }
-            other => return Err(DecodeError::Invalid { field: "kind", value: other.into() }),
-        })
-    }
-}
-
-fn write_reason(reason: &str, to: &mut Writer) {
+pub(super) fn write_reason(reason: &str, to: &mut Writer) {
     to.text(clip(reason, REASON_BYTES_MAX));
 }
 
-fn read_reason(from: &mut Reader<'_>) -> Result<String, DecodeError> {
+pub(super) fn read_reason(from: &mut Reader<'_>) -> Result<String, DecodeError> {
     from.text(REASON_BYTES_MAX, "reason").map(str::to_owned)
-}
-
-fn read_region_name(from: &mut Reader<'_>) -> Result<String, DecodeError> {
-    let name = from.text(NAME_BYTES_MAX, "name")?;
-    if name.is_empty() {
-        return Err(DecodeError::Length { field: "name", len: 0 });
-    }
-    Ok(name.to_owned())
 }

@@ -7,6 +7,8 @@
 
 pub mod codec;
 mod message;
+mod region;
 
 pub use codec::DecodeError;
-pub use message::{Change, ControlMessage, Heartbeat, MemberMessage, RegionMessage, clip_reason};
+pub use message::{Change, ControlMessage, Heartbeat, MemberMessage, clip_reason};
+pub use region::{RegionMessage, RegionOrigin};

@@ -196,7 +196,7 @@ impl Driver {
 
     /// A region that is closed settles no more.
     pub(super) fn forget_region(&mut self, region: RegionId) {
-        let is_it = |order: &RegionMessage| matches!(order, RegionMessage::Open { region: it, .. } if *it == region);
+        let is_it = |order: &RegionMessage| matches!(order, RegionMessage::Open { origin, .. } if origin.region == region);
         self.losses.early.retain(|(_, order)| !is_it(order));
         self.losses.settling.remove(&region);
         self.losses.settled.remove(&region);

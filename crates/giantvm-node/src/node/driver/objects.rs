@@ -12,9 +12,9 @@ use dsm_core::uffd::Mode;
 
 use super::losses::FRAIL;
 use super::{Asked, Driver, NodeError, OpenRegion, RegionReply, Reply, SyncAnswer, lock};
-use crate::control::{ControlMessage, RegionMessage};
+use crate::control::{ControlMessage, RegionMessage, RegionOrigin};
 use crate::membership::Event;
-use crate::node::regions::{Addressed, Directory, Origin, Wanted};
+use crate::node::regions::{Addressed, Directory, Wanted};
 use crate::sync::{ClientOutput, SyncName, SyncOp, SyncReply, ToHome};
 
 impl Driver {
@@ -219,21 +219,17 @@ impl Driver {
     /// Opens a region as the directory orders. An order of an earlier epoch is void: another will come from
     /// the directory when it knows of the new one, too.
     fn open_in_order(&mut self, order: RegionMessage) {
-        let RegionMessage::Open { region, name, bytes, overcommit, recover, epoch, since, shares } =
-            order
-        else {
-            return;
-        };
+        let RegionMessage::Open { epoch, origin } = order else { return };
         if epoch < self.losses.now().number {
             return;
         }
+        let region = origin.region;
         let ticket = u64::from(region.0);
         if lock(&self.setup.shared.regions).values().any(|open| open.region == region) {
             // This node has joined, and was asked twice.
             return self.ask_opened(RegionMessage::Created { ticket, region });
         }
-        let joined = since < epoch;
-        let origin = Origin { region, name, bytes, overcommit, recover, since, shares };
+        let joined = origin.since < epoch;
         let answer = match self.open_here(&origin, joined) {
             Ok(()) => {
                 self.catalogue.opened(origin);
@@ -284,8 +280,8 @@ impl Driver {
     }
 
     /// Opens a region here. `joined`: it was there before this node.
-    fn open_here(&self, origin: &Origin, joined: bool) -> Result<(), String> {
-        let Origin { region, ref name, bytes, recover, since, ref shares, .. } = *origin;
+    fn open_here(&self, origin: &RegionOrigin, joined: bool) -> Result<(), String> {
+        let RegionOrigin { region, ref name, bytes, recover, since, ref shares, .. } = *origin;
         if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE as u64) {
             return Err(format!("{bytes} bytes is no size of a region"));
         }

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use dsm_core::types::{Epoch, NodeId, NodeSet, PAGE_SIZE, RegionId};
 
+pub(super) use self::takeover::Catalogue;
 use self::takeover::Gathering;
-pub(super) use self::takeover::{Catalogue, Origin};
 use super::config::{NodeSpec, list};
-use crate::control::RegionMessage;
+use crate::control::{RegionMessage, RegionOrigin};
 
 /// Most regions of a cluster.
 const REGIONS_MAX: usize = 256;
@@ -26,7 +26,7 @@ pub(super) type Addressed = (NodeId, RegionMessage);
 type Asker = (NodeId, u64);
 
 struct Entry {
-    origin: Origin,
+    origin: RegionOrigin,
     /// Nodes that have not opened it yet, since it began.
     missing: NodeSet,
     /// Nodes that joined when it was there, and have not opened it yet.
@@ -46,9 +46,7 @@ struct Block {
 impl Entry {
     /// Has a node open it in this epoch.
     fn order(&self, epoch: u16) -> RegionMessage {
-        let Origin { region, name, bytes, overcommit, recover, since, shares } =
-            self.origin.clone();
-        RegionMessage::Open { region, name, bytes, overcommit, recover, epoch, since, shares }
+        RegionMessage::Open { epoch, origin: self.origin.clone() }
     }
 }
 
@@ -136,7 +134,7 @@ impl Directory {
         }
         let mut askers = self.awaited.remove(name).unwrap_or_default();
         askers.push(asker);
-        let origin = Origin {
+        let origin = RegionOrigin {
             region: RegionId(0),
             name: name.into(),
             bytes,
@@ -387,6 +385,19 @@ mod tests {
         epoch
     }
 
+    fn open(name: &str, number: u32, epoch: u16, since: u16, shares: [u64; 2]) -> RegionMessage {
+        let origin = RegionOrigin {
+            region: RegionId(number),
+            name: name.into(),
+            bytes: 4096,
+            overcommit: false,
+            recover: true,
+            since,
+            shares: shares.to_vec(),
+        };
+        RegionMessage::Open { epoch, origin }
+    }
+
     fn wanted(name: &str, bytes: u64) -> Wanted<'_> {
         Wanted { name, bytes, overcommit: false, recover: true }
     }
@@ -471,17 +482,7 @@ mod tests {
         assert_eq!(directory.opened(node(0), RegionId(1)), []);
         let out = directory.changed(&without_b());
         let close = RegionMessage::Close { region: RegionId(1) };
-        let name = || "r".to_owned();
-        let open = RegionMessage::Open {
-            region: RegionId(2),
-            name: name(),
-            bytes: 4096,
-            overcommit: false,
-            recover: true,
-            epoch: 2,
-            since: 2,
-            shares: vec![1 << 20, 0],
-        };
+        let open = open("r", 2, 2, 2, [1 << 20, 0]);
         assert_eq!(out, [(node(0), close), (node(0), open)]);
         // What is said of the number before counts no more, and who is gone gets no answer.
         assert_eq!(directory.opened(node(0), RegionId(1)), []);
@@ -513,16 +514,6 @@ mod tests {
         directory.opened(node(0), RegionId(1));
         directory.create(node(0), 2, wanted("half", 4096));
         let out = directory.changed(&with_b(3));
-        let open = |name: &str, number, epoch, since, shares: [u64; 2]| RegionMessage::Open {
-            region: RegionId(number),
-            name: name.into(),
-            bytes: 4096,
-            overcommit: false,
-            recover: true,
-            epoch,
-            since,
-            shares: shares.to_vec(),
-        };
         let half = open("half", 3, 3, 3, [1 << 20, 1 << 20]);
         let close = RegionMessage::Close { region: RegionId(2) };
         assert_eq!(

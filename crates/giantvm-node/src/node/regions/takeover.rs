@@ -16,35 +16,20 @@ use std::collections::BTreeMap;
 use dsm_core::types::{Epoch, NodeId, NodeSet, RegionId};
 
 use super::{Addressed, Block, Directory, Entry};
-use crate::control::RegionMessage;
+use crate::control::{RegionMessage, RegionOrigin};
 use crate::node::config::NodeSpec;
-
-/// How a region began, and how it is to be opened.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(in crate::node) struct Origin {
-    pub(in crate::node) region: RegionId,
-    pub(in crate::node) name: String,
-    pub(in crate::node) bytes: u64,
-    /// Does not count against what the nodes give.
-    pub(in crate::node) overcommit: bool,
-    /// Goes on when a node is lost.
-    pub(in crate::node) recover: bool,
-    /// The epoch in which it began, and the members' shares then.
-    pub(in crate::node) since: u16,
-    pub(in crate::node) shares: Vec<u64>,
-}
 
 /// What one node was told of regions.
 #[derive(Default)]
 pub(in crate::node) struct Catalogue {
-    regions: BTreeMap<RegionId, (Origin, BTreeMap<String, Block>)>,
+    regions: BTreeMap<RegionId, (RegionOrigin, BTreeMap<String, Block>)>,
     /// The highest number of a region so far.
     last: u32,
 }
 
 impl Catalogue {
     /// A region is open here.
-    pub(in crate::node) fn opened(&mut self, origin: Origin) {
+    pub(in crate::node) fn opened(&mut self, origin: RegionOrigin) {
         self.last = self.last.max(origin.region.0);
         self.regions.insert(origin.region, (origin, BTreeMap::new()));
     }
@@ -67,16 +52,7 @@ impl Catalogue {
     pub(in crate::node) fn tell(&self, epoch: u16) -> Vec<RegionMessage> {
         let mut told = Vec::new();
         for (origin, blocks) in self.regions.values() {
-            told.push(RegionMessage::Has {
-                epoch,
-                region: origin.region,
-                name: origin.name.clone(),
-                bytes: origin.bytes,
-                overcommit: origin.overcommit,
-                recover: origin.recover,
-                since: origin.since,
-                shares: origin.shares.clone(),
-            });
+            told.push(RegionMessage::Has { epoch, origin: origin.clone() });
             told.extend(blocks.iter().map(|(name, block)| RegionMessage::HasBlock {
                 epoch,
                 region: origin.region,
@@ -100,7 +76,7 @@ pub(super) struct Gathering {
 }
 
 struct Found {
-    origin: Origin,
+    origin: RegionOrigin,
     holders: NodeSet,
     blocks: BTreeMap<String, Block>,
 }
@@ -142,17 +118,8 @@ impl Directory {
             return Vec::new();
         };
         match message {
-            RegionMessage::Has {
-                epoch,
-                region,
-                name,
-                bytes,
-                overcommit,
-                recover,
-                since,
-                shares,
-            } if epoch == now => {
-                let origin = Origin { region, name, bytes, overcommit, recover, since, shares };
+            RegionMessage::Has { epoch, origin } if epoch == now => {
+                let region = origin.region;
                 let new = || Found { origin, holders: NodeSet::EMPTY, blocks: BTreeMap::new() };
                 gathering.found.entry(region).or_insert_with(new).holders.insert(from);
             }
@@ -183,7 +150,7 @@ impl Directory {
         self.last = gathering.last;
         for (region, Found { origin, holders, blocks }) in gathering.found {
             let lacking = self.now.members.minus(holders);
-            if lacking != lacking.intersection(self.now.joined_after(origin.since)) {
+            if !lacking.minus(self.now.joined_after(origin.since)).is_empty() {
                 let close = RegionMessage::Close { region };
                 out.extend(holders.iter().map(|node| (node, close.clone())));
                 continue;
@@ -218,8 +185,8 @@ mod tests {
         NodeId::new(index).unwrap()
     }
 
-    fn origin(region: u32, name: &str) -> Origin {
-        Origin {
+    fn origin(region: u32, name: &str) -> RegionOrigin {
+        RegionOrigin {
             region: RegionId(region),
             name: name.into(),
             bytes: 4 * PAGE,
@@ -297,7 +264,8 @@ mod tests {
         // Its number has not been used.
         let orders = create(&mut directory, 1, "next");
         let is_new = |(_, order): &Addressed| {
-            matches!(order, RegionMessage::Open { region: RegionId(4), since: 5, .. })
+            matches!(order, RegionMessage::Open { origin, .. }
+                if (origin.region, origin.since) == (RegionId(4), 5))
         };
         assert!(orders.len() == 2 && orders.iter().all(is_new), "{orders:?}");
     }
@@ -311,7 +279,10 @@ mod tests {
         let close = RegionMessage::Close { region: RegionId(3) };
         assert_eq!(tell(&mut directory, 1, &one, 5), [(node(1), close)]);
         let orders = create(&mut directory, 1, "half");
-        assert!(matches!(orders[..], [(_, RegionMessage::Open { region: RegionId(4), .. }), _]));
+        let [(_, RegionMessage::Open { origin, .. }), _] = &orders[..] else {
+            panic!("{orders:?}")
+        };
+        assert_eq!(origin.region, RegionId(4));
     }
 
     #[test]
@@ -323,12 +294,8 @@ mod tests {
         let mut directory = take_over(&now);
         tell(&mut directory, 1, &one, 5);
         let orders = tell(&mut directory, 2, &Catalogue::default(), 5);
-        let [(to, RegionMessage::Open { region: RegionId(3), epoch: 5, since: 1, .. })] =
-            &orders[..]
-        else {
-            panic!("{orders:?}");
-        };
-        assert_eq!(*to, node(2));
+        let order = RegionMessage::Open { epoch: 5, origin: origin(3, "r") };
+        assert_eq!(orders, [(node(2), order)]);
         assert_eq!(create(&mut directory, 2, "r"), []);
         let there = RegionMessage::Created { ticket: 9, region: RegionId(3) };
         assert_eq!(directory.opened(node(2), RegionId(3)), [(node(2), there)]);
