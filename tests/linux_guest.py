@@ -14,7 +14,7 @@ from testbed.kernel import ROOT, fill, find, pack
 from testbed.programs import add_libraries
 
 CMDLINE: Final = (
-    "console=ttyS0 tsc=reliable no_timer_check nopti mitigations=off panic=-1 nowatchdog mce=off "
+    "console=ttyS0 no_timer_check nopti mitigations=off panic=-1 nowatchdog mce=off "
     "random.trust_cpu=1"
 )
 

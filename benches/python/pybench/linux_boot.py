@@ -125,7 +125,7 @@ def boot(machine: Machine) -> Boot:
     unchanged = sum(it["counters"]["left_unchanged"] for it in stats)
     return Boot(
         init_s=ran.times["init"],
-        work_s=ran.times["power off"] - ran.times["init"],
+        work_s=ran.times["done"] - ran.times["init"],
         faults_to_init={kind: sum(it["faults"][kind] for it in ran.at_init) for kind in KINDS},
         faults_first_node=sum(faults[kind] for kind in KINDS if kind != "first_touch"),
         unchanged=100 * unchanged / sent if sent else 0.0,

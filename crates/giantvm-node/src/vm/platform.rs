@@ -222,7 +222,12 @@ fn epoch_s() -> u32 {
 }
 
 /// What ACPI says of the machine: RAM in equal shares, in the order of nodes that have vCPUs.
-pub(super) fn describe(spec: &VmSpec, layout: &Layout) -> Platform {
+///
+/// A guest that is told the rate of its time-stamp counter (`knows_rate`) learns of no PM timer: Linux
+/// would measure the rate once more with it, by exits, and where one takes longer than it allows it
+/// would try for ever, and have neither timers of high resolution nor processors that idle without
+/// ticks.
+pub(super) fn describe(spec: &VmSpec, layout: &Layout, knows_rate: bool) -> Platform {
     let mut nodes: Vec<usize> = spec.vcpus.iter().map(|vcpu| vcpu.node).collect();
     nodes.sort_unstable();
     nodes.dedup();
@@ -249,7 +254,7 @@ pub(super) fn describe(spec: &VmSpec, layout: &Layout) -> Platform {
         serial: Some(SerialPort { port: SERIAL_PORT, irq: SERIAL_IRQ }),
         i8042: true,
         rtc: true,
-        pm_timer_port: Some(PM_TIMER_PORT),
+        pm_timer_port: (!knows_rate).then_some(PM_TIMER_PORT),
         pci: Some(virtio::host()),
         reset: Register { port: RESET_PORT, value: RESET_VALUE },
         sleep: Sleep { control_port: SLEEP_CONTROL_PORT, status_port: SLEEP_STATUS_PORT },
@@ -259,3 +264,30 @@ pub(super) fn describe(spec: &VmSpec, layout: &Layout) -> Platform {
 
 /// The serial port's pin is one of the IOAPIC's.
 const _: () = assert!((SERIAL_IRQ as usize) < PINS);
+
+#[cfg(test)]
+mod tests {
+    use super::super::spec::{TscSource, VcpuSpec};
+    use super::*;
+
+    #[test]
+    fn who_knows_the_rate_has_no_timer_to_measure_it_with() {
+        let spec = VmSpec {
+            name: "vm".into(),
+            ram_bytes: 1 << 30,
+            vcpus: vec![VcpuSpec { node: 0, pin: None }],
+            image: None,
+            platform_home: 0,
+            devices: Vec::new(),
+            virtio: Vec::new(),
+            hide: Vec::new(),
+            overcommit: false,
+            tsc: TscSource::Hosts,
+            walk_shared: None,
+            kvm: "/dev/kvm".into(),
+        };
+        let layout = Layout::new(spec.ram_bytes).unwrap();
+        assert_eq!(describe(&spec, &layout, true).pm_timer_port, None);
+        assert_eq!(describe(&spec, &layout, false).pm_timer_port, Some(PM_TIMER_PORT));
+    }
+}

@@ -170,14 +170,17 @@ fn place_kernel<M: GuestMemory + ?Sized>(
     Ok(start)
 }
 
-/// The command line, with the rate of the time-stamp counter: in front, for `--` ends the kernel's part.
+/// The command line, with what the kernel is told of its time-stamp counter: in front, for `--` ends
+/// the kernel's part. What the line says itself counts.
 fn command_line(params: &BootParams<'_>) -> String {
     const RATE: &str = "tsc_early_khz=";
+    const TRUST: &str = "tsc=";
+    let Some(khz) = params.tsc_khz else { return params.cmdline.to_owned() };
     let words = || params.cmdline.split_ascii_whitespace().take_while(|&word| word != "--");
-    let Some(khz) = params.tsc_khz.filter(|_| !words().any(|word| word.starts_with(RATE))) else {
-        return params.cmdline.to_owned();
-    };
-    format!("{RATE}{khz} {}", params.cmdline)
+    let told = |name: &str| words().any(|word| word.starts_with(name));
+    let rate = if told(RATE) { String::new() } else { format!("{RATE}{khz} ") };
+    let trust = if told(TRUST) { "" } else { "tsc=reliable " };
+    format!("{rate}{trust}{}", params.cmdline)
 }
 
 fn cstring(text: &str) -> Vec<u8> {

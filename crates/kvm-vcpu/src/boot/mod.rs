@@ -106,9 +106,10 @@ pub struct BootParams<'a> {
     pub layout: &'a Layout,
     /// Address of ACPI's root pointer, if there is one.
     pub rsdp: Option<u64>,
-    /// Rate of the guest's time-stamp counter, if it is known. Linux is told it by its command line
-    /// (`tsc_early_khz=`), unless that says something of its own: over exits to a timer it would measure
-    /// it wrongly or not at all, and a processor need not tell.
+    /// Rate of the guest's time-stamp counter, if it is known and all processors count alike. Linux is
+    /// told so by its command line (`tsc_early_khz=`, `tsc=reliable`), unless that says something of its
+    /// own: over exits to a timer it would measure the rate wrongly or not at all, a processor need not
+    /// tell, and there may be no other clock to compare the counter with.
     pub tsc_khz: Option<u32>,
 }
 

@@ -113,7 +113,7 @@ fn a_command_line_may_have_as_many_bytes_as_the_kernel_takes() {
 }
 
 #[test]
-fn the_kernel_is_told_the_rate_of_the_time_stamp_counter_unless_it_was() {
+fn the_kernel_is_told_of_the_time_stamp_counter_unless_it_was() {
     let machine = Machine::new(64 * MIB);
     let image = BzImage::default().build();
     let told = |cmdline: &str| {
@@ -123,11 +123,12 @@ fn the_kernel_is_told_the_rate_of_the_time_stamp_counter_unless_it_was() {
         let (_, zero_page, _) = entry(load(&machine.memory, &params).unwrap());
         machine.string(machine.u32(zero_page + 0x228))
     };
-    assert_eq!(told("quiet"), "tsc_early_khz=2300000 quiet");
-    assert_eq!(told("quiet tsc_early_khz=5"), "quiet tsc_early_khz=5");
+    assert_eq!(told("quiet"), "tsc_early_khz=2300000 tsc=reliable quiet");
+    assert_eq!(told("quiet tsc_early_khz=5"), "tsc=reliable quiet tsc_early_khz=5");
+    assert_eq!(told("tsc=unstable quiet"), "tsc_early_khz=2300000 tsc=unstable quiet");
     // What comes after two dashes is for init.
-    let line = "quiet -- tsc_early_khz=5";
-    assert_eq!(told(line), format!("tsc_early_khz=2300000 {line}"));
+    let line = "quiet -- tsc_early_khz=5 tsc=nowatchdog";
+    assert_eq!(told(line), format!("tsc_early_khz=2300000 tsc=reliable {line}"));
 }
 
 #[test]
