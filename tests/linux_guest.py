@@ -47,15 +47,15 @@ PATIENCE_S: Final = 900.0
 """A boot takes a quarter of a minute on an idle machine, and minutes on a busy one."""
 
 
-def slow_clock(host: Host) -> str:
-    """A word for the kernel's command line: the guest's clock runs `SLOWER` times slower than the
+def slow_clock(host: Host, slower: int = SLOWER) -> str:
+    """A word for the kernel's command line: the guest's clock runs so many times slower than the
     host's.
     """
     log = host.run(["/bin/dmesg"]).stdout
     detected = re.search(r"tsc: Detected (\d+)\.(\d{3}) MHz processor", log)
     if detected is None:
         raise TestbedError(f"{host.name}'s kernel does not tell the rate of its counter")
-    return f"tsc_early_khz={SLOWER * int(detected[1] + detected[2])}"
+    return f"tsc_early_khz={slower * int(detected[1] + detected[2])}"
 
 
 def image(work: Path, package: str = GUEST_PACKAGE) -> Path:

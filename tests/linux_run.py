@@ -18,7 +18,9 @@ from typing import Final
 from linux_guest import (
     CMDLINE,
     HIDE,
+    LATE,
     PATIENCE_S,
+    SLOWER,
     checksum,
     image,
     initramfs,
@@ -31,7 +33,7 @@ from testbed.guest_run import Stats, build, latest_stats
 
 CPUS: Final = 2
 
-WORK: Final = (CPUS, 1_000_000, 1000, 5, 20, 96 << 10)
+WORK: Final = (CPUS, 1_000_000, 1000, 5, 20, 144 << 10)
 """CPUs, loops, increments, forks, turns of the token, bytes; of a machine of two CPUs."""
 
 PLACES: Final = {
@@ -98,23 +100,33 @@ def run(
     places: Sequence[int],
     options: str | None = None,
     *,
+    late: bool = False,
+    slower: int = SLOWER,
     work: Sequence[int] | None = None,
     node_options: Sequence[str] = (),
 ) -> Run:
     """Starts a node on each of the places, and waits until the guest has switched off.
 
-    `options` are for the guest's kernel, by default `scheduling`; `work` is what the guest does,
-    see `WORK`; `node_options` are for `vm_node`.
+    `options` are for the guest's kernel, by default `scheduling`; `late` has its init let the other
+    processors in, see `LATE`; its clock is `slower` than the hosts'; `work` is what it does, see
+    `WORK`; `node_options` are for `vm_node`.
     """
     count = cpus_of(places)
     options = scheduling(count) if options is None else options
+    options = f"{options} {LATE}" if late else options
     work = (count, *WORK[1:]) if work is None else work
     if len(set(places)) == 1:
         addresses = [f"unix:/tmp/linux-n{index}" for index in range(len(places))]
     else:
         addresses = [f"{hosts[place].address}:{_PORT}" for place in places]
     cpus = ",".join(str(cpu % len(places)) for cpu in range(count))
-    words = [CMDLINE, slow_clock(hosts[0]), "nokaslr", options, f"WORK={','.join(map(str, work))}"]
+    words = [
+        CMDLINE,
+        slow_clock(hosts[0], slower),
+        "nokaslr",
+        options,
+        f"WORK={','.join(map(str, work))}",
+    ]
     command_line = " ".join(words)
     start = time.monotonic()
     nodes = [
@@ -197,6 +209,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m linux_run", description=__doc__)
     parser.add_argument("machines", nargs="*", help=f"of {', '.join(PLACES)}; all by default")
     parser.add_argument("--options", help="for the guest's kernel, instead of isolcpus= and such")
+    late = "the other processors come in when the guest's init lets them"
+    parser.add_argument("--late", action="store_true", help=late)
+    slower = f"how much slower than the hosts' the guest's clock runs; {SLOWER} by default"
+    parser.add_argument("--slower", type=int, default=SLOWER, metavar="TIMES", help=slower)
+    numbers = ",".join(map(str, WORK[1:]))
+    numbers = f"what the guest does, as in WORK but for its CPUs; {numbers} by default"
+    parser.add_argument("--work", metavar="NUMBERS", help=numbers)
     parser.add_argument("--kernel", default=GUEST_PACKAGE, help="the Debian package of the guest's")
     parser.add_argument("--walk-shared", choices=("0", "1"), help="page tables are; else as found")
     options = parser.parse_args(argv)
@@ -205,13 +224,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{', '.join(unknown)}: known are {', '.join(PLACES)}")
     shared = options.walk_shared
     node_options = [] if shared is None else [f"--walk-shared={shared}"]
+    amounts = None if options.work is None else [int(it) for it in options.work.split(",")]
     print(HEADER, flush=True)
     for name in names:
         places = PLACES[name]
         try:
             with tempfile.TemporaryDirectory() as work, Testbed(max(places) + 1) as bed:
                 put(bed.hosts, Path(work), package=options.kernel)
-                ran = run(bed.hosts, places, options.options, node_options=node_options)
+                ran = run(
+                    bed.hosts,
+                    places,
+                    options.options,
+                    late=options.late,
+                    slower=options.slower,
+                    work=None if amounts is None else (cpus_of(places), *amounts),
+                    node_options=node_options,
+                )
         except TestbedError as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from linux_guest import LATE, PATIENCE_S, SCHEDULING
+from linux_guest import PATIENCE_S, SCHEDULING
 from linux_run import BAD, CPUS, HEADER, MEMORY_MIB, PLACES, Run, check_console, put, row, run
 from testbed import Testbed, kernel
 
@@ -58,7 +58,8 @@ def test_linux_uses_more_memory_than_any_host_gives(bed: Testbed, tmp_path: Path
     ran = run(
         bed.hosts,
         PLACES["two-hosts"],
-        f"{SCHEDULING} {LATE} COPIES={copies}",
+        f"{SCHEDULING} COPIES={copies}",
+        late=True,
         node_options=[f"--share-mib={share_mib}", "--virtio=disk:vol0:1:/tmp/disk"],
     )
 

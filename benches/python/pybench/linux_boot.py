@@ -1,5 +1,5 @@
-"""Debian's kernel as one machine of two processors, on one host of the testbed and on two, with
-walk-shared page tables and without.
+"""Debian's kernel as one machine of two processors, on one host of the testbed and on two; with
+walk-shared page tables and without, and with the second host's processor from the start.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ class Machine:
 
     places: Sequence[int]
     node_options: Sequence[str] = ()
+    late: bool = True
+    """Whether the guest's init lets the other processors in: until then, nothing is shared."""
 
 
 MACHINES: Final = {
     "one host": Machine(linux_run.PLACES["one-node"]),
     "two hosts": Machine(linux_run.PLACES["two-hosts"]),
     "two hosts, not walk-shared": Machine(linux_run.PLACES["two-hosts"], ["--walk-shared=0"]),
+    "two hosts, both from the start": Machine(linux_run.PLACES["two-hosts"], late=False),
 }
 
 
@@ -114,6 +117,7 @@ def boot(machine: Machine) -> Boot:
         ran = linux_run.run(
             bed.hosts,
             machine.places,
+            late=machine.late,
             work=WORK,
             node_options=["--report-ms=500", *machine.node_options],
         )
