@@ -40,6 +40,9 @@ long as between real ones, while timers fire as often: over two hosts, at the fu
 do little but keep its time.
 """
 
+SLOWER_OF_THREE: Final = 24
+"""The same for three hosts, which share this machine's processors."""
+
 HIDE: Final = "xsave"
 """This QEMU does not tell KVM of XSETBV."""
 

@@ -26,6 +26,7 @@ from linux_guest import (
     LATE,
     PATIENCE_S,
     SCHEDULING,
+    SLOWER_OF_THREE,
     checksum,
     ext4,
     image,
@@ -244,7 +245,7 @@ def test_nothing_went_wrong_on_the_way(session: Session) -> None:
     assert not [line for line in session.lines if bad.fullmatch(line)], session.told()
 
 
-@pytest.mark.long
+@pytest.mark.timeout(2 * PATIENCE_S)
 def test_three_hosts_with_a_processor_each(tmp_path: Path) -> None:
     image(tmp_path)
     initramfs(tmp_path, "init", (), "worker")
@@ -254,7 +255,7 @@ def test_three_hosts_with_a_processor_each(tmp_path: Path) -> None:
             addresses(bed.hosts),
             tmp_path / "image",
             tmp_path / "guest.cpio",
-            f"{CMDLINE} {slow_clock(bed.hosts[0])} {scheduling(cpus)} {LATE} "
+            f"{CMDLINE} {slow_clock(bed.hosts[0], SLOWER_OF_THREE)} {scheduling(cpus)} {LATE} "
             f"WORK={cpus},{loops},100,2,5,{size}",
             hide=HIDE.split(),
             tsc="shared",
