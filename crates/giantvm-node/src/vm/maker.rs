@@ -83,10 +83,9 @@ impl Maker {
     fn load(&self, image: &Image, tsc_khz: u32) -> Result<BootState, String> {
         let spec = self.spec.image.as_ref().ok_or("there is nothing to start")?;
         let memory = self.ram.memory();
-        let linux = image.is_linux(spec.format);
-        let platform = platform::describe(&self.spec, &self.layout, linux);
-        let tables = Tables::build(&platform);
-        let tables = tables.map_err(|error| error.to_string())?;
+        let knows_rate = image.is_linux(spec.format);
+        let platform = platform::describe(&self.spec.vcpus, &self.layout, knows_rate);
+        let tables = Tables::build(&platform).map_err(|error| error.to_string())?;
         let modules = image.modules();
         let params = BootParams {
             format: spec.format,

@@ -19,7 +19,7 @@ use super::api::{ConsoleSink, VmError};
 use super::clock::Clock;
 use super::core::Event;
 use super::hub::{Hub, IoapicDevice};
-use super::spec::{SpecError, VmSpec};
+use super::spec::{SpecError, VcpuSpec, VmSpec};
 use super::virtio::{self, Host, Virtio};
 
 /// Interrupt of the serial port, on the ISA bus and at the IOAPIC.
@@ -227,20 +227,22 @@ fn epoch_s() -> u32 {
 /// would measure the rate once more with it, by exits, and where one takes longer than it allows it
 /// would try for ever, and have neither timers of high resolution nor processors that idle without
 /// ticks.
-pub(super) fn describe(spec: &VmSpec, layout: &Layout, knows_rate: bool) -> Platform {
-    let mut nodes: Vec<usize> = spec.vcpus.iter().map(|vcpu| vcpu.node).collect();
+pub(super) fn describe(vcpus: &[VcpuSpec], layout: &Layout, knows_rate: bool) -> Platform {
+    let mut nodes: Vec<usize> = vcpus.iter().map(|vcpu| vcpu.node).collect();
     nodes.sort_unstable();
     nodes.dedup();
     let domain = |node: usize| nodes.iter().position(|&other| other == node).unwrap_or(0) as u32;
-    let vcpus = spec.vcpus.iter().enumerate();
-    let vcpus = vcpus.map(|(id, vcpu)| Vcpu { apic_id: id as u32, node: domain(vcpu.node) });
+    let vcpus = vcpus
+        .iter()
+        .enumerate()
+        .map(|(id, vcpu)| Vcpu { apic_id: id as u32, node: domain(vcpu.node) });
     /// Shares begin at multiples of this: what the guest maps at a time is one node's.
     const ALIGN: u64 = 128 << 20;
-    let share = spec.ram_bytes.div_ceil(nodes.len() as u64).next_multiple_of(ALIGN);
+    let share = layout.ram().div_ceil(nodes.len() as u64).next_multiple_of(ALIGN);
     let mut memory = Vec::new();
     for domain in 0..nodes.len() as u64 {
         let start = domain * share;
-        let len = share.min(spec.ram_bytes.saturating_sub(start));
+        let len = share.min(layout.ram().saturating_sub(start));
         for range in layout.ranges_of(start, len) {
             memory.push(MemoryRange { start: range.start, len: range.len, node: domain as u32 });
         }
@@ -267,27 +269,13 @@ const _: () = assert!((SERIAL_IRQ as usize) < PINS);
 
 #[cfg(test)]
 mod tests {
-    use super::super::spec::{TscSource, VcpuSpec};
     use super::*;
 
     #[test]
     fn who_knows_the_rate_has_no_timer_to_measure_it_with() {
-        let spec = VmSpec {
-            name: "vm".into(),
-            ram_bytes: 1 << 30,
-            vcpus: vec![VcpuSpec { node: 0, pin: None }],
-            image: None,
-            platform_home: 0,
-            devices: Vec::new(),
-            virtio: Vec::new(),
-            hide: Vec::new(),
-            overcommit: false,
-            tsc: TscSource::Hosts,
-            walk_shared: None,
-            kvm: "/dev/kvm".into(),
-        };
-        let layout = Layout::new(spec.ram_bytes).unwrap();
-        assert_eq!(describe(&spec, &layout, true).pm_timer_port, None);
-        assert_eq!(describe(&spec, &layout, false).pm_timer_port, Some(PM_TIMER_PORT));
+        let layout = Layout::new(1 << 30).unwrap();
+        let vcpus = [VcpuSpec { node: 0, pin: None }];
+        assert_eq!(describe(&vcpus, &layout, true).pm_timer_port, None);
+        assert_eq!(describe(&vcpus, &layout, false).pm_timer_port, Some(PM_TIMER_PORT));
     }
 }
