@@ -33,8 +33,8 @@ from testbed.guest_run import Stats, build, latest_stats
 
 CPUS: Final = 2
 
-WORK: Final = (CPUS, 1_000_000, 1000, 5, 20, 144 << 10)
-"""CPUs, loops, increments, forks, turns of the token, bytes; of a machine of two CPUs."""
+WORK: Final = (1_000_000, 1000, 5, 20, 144 << 10)
+"""Loops, increments, forks and turns of the token for each CPU, and bytes for all."""
 
 PLACES: Final = {
     "one-node": (0,),
@@ -102,7 +102,7 @@ def run(
     *,
     late: bool = False,
     slower: int = SLOWER,
-    work: Sequence[int] | None = None,
+    work: Sequence[int] = WORK,
     node_options: Sequence[str] = (),
 ) -> Run:
     """Starts a node on each of the places, and waits until the guest has switched off.
@@ -114,20 +114,13 @@ def run(
     count = cpus_of(places)
     options = scheduling(count) if options is None else options
     options = f"{options} {LATE}" if late else options
-    work = (count, *WORK[1:]) if work is None else work
     if len(set(places)) == 1:
         addresses = [f"unix:/tmp/linux-n{index}" for index in range(len(places))]
     else:
         addresses = [f"{hosts[place].address}:{_PORT}" for place in places]
     cpus = ",".join(str(cpu % len(places)) for cpu in range(count))
-    words = [
-        CMDLINE,
-        slow_clock(hosts[0], slower),
-        "nokaslr",
-        options,
-        f"WORK={','.join(map(str, work))}",
-    ]
-    command_line = " ".join(words)
+    clock = slow_clock(hosts[0], slower)
+    command_line = f"{CMDLINE} {clock} nokaslr {options} {worker(count, work)}"
     start = time.monotonic()
     nodes = [
         hosts[place].start(
@@ -153,6 +146,11 @@ def run(
     return Run(ended[0].stdout, done, times, at_init)
 
 
+def worker(cpus: int, work: Sequence[int] = WORK) -> str:
+    """A word for the kernel's command line: what so many processors do."""
+    return f"WORK={','.join(map(str, (cpus, *work)))}"
+
+
 def cpus_of(places: Sequence[int]) -> int:
     """How many processors a machine on these places has."""
     return max(CPUS, len(places))
@@ -161,7 +159,7 @@ def cpus_of(places: Sequence[int]) -> int:
 def check_console(console: str, cpus: int) -> None:
     """Each processor did its part of `WORK`, and Linux had nothing to complain about."""
     said = [line.strip() for line in console.splitlines()]
-    _, loops, increments, forks, turns, size = WORK
+    loops, increments, forks, turns, size = WORK
     for line in (
         f"init: cpus 0-{cpus - 1}",
         *(f"busy: cpu={cpu} loops={loops}" for cpu in range(cpus)),
@@ -204,6 +202,14 @@ HEADER: Final = (
 )
 
 
+def amounts(text: str) -> tuple[int, ...]:
+    """As `WORK`, from the command line."""
+    words = text.split(",")
+    if len(words) != len(WORK) or not all(word.isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {len(WORK)} numbers with commas")
+    return tuple(int(word) for word in words)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the machines that are asked for, each on new hosts; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m linux_run", description=__doc__)
@@ -213,9 +219,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--late", action="store_true", help=late)
     slower = f"how much slower than the hosts' the guest's clock runs; {SLOWER} by default"
     parser.add_argument("--slower", type=int, default=SLOWER, metavar="TIMES", help=slower)
-    numbers = ",".join(map(str, WORK[1:]))
-    numbers = f"what the guest does, as in WORK but for its CPUs; {numbers} by default"
-    parser.add_argument("--work", metavar="NUMBERS", help=numbers)
+    numbers = ",".join(map(str, WORK))
+    work = f"what the guest does, see WORK; {numbers} by default"
+    parser.add_argument("--work", type=amounts, default=numbers, metavar="NUMBERS", help=work)
     parser.add_argument("--kernel", default=GUEST_PACKAGE, help="the Debian package of the guest's")
     parser.add_argument("--walk-shared", choices=("0", "1"), help="page tables are; else as found")
     options = parser.parse_args(argv)
@@ -224,20 +230,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{', '.join(unknown)}: known are {', '.join(PLACES)}")
     shared = options.walk_shared
     node_options = [] if shared is None else [f"--walk-shared={shared}"]
-    amounts = None if options.work is None else [int(it) for it in options.work.split(",")]
     print(HEADER, flush=True)
     for name in names:
         places = PLACES[name]
         try:
-            with tempfile.TemporaryDirectory() as work, Testbed(max(places) + 1) as bed:
-                put(bed.hosts, Path(work), package=options.kernel)
+            with tempfile.TemporaryDirectory() as files, Testbed(max(places) + 1) as bed:
+                put(bed.hosts, Path(files), package=options.kernel)
                 ran = run(
                     bed.hosts,
                     places,
                     options.options,
                     late=options.late,
                     slower=options.slower,
-                    work=None if amounts is None else (cpus_of(places), *amounts),
+                    work=options.work,
                     node_options=node_options,
                 )
         except TestbedError as error:

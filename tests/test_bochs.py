@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from linux_guest import CMDLINE, SLOWER, image, initramfs, scheduling
-from linux_run import CPUS, MEMORY_MIB, WORK, check_console
+from linux_run import CPUS, MEMORY_MIB, check_console, worker
 from testbed import MissingError, TestbedError, bochs_image
 from testbed.bochs import BochsHost
 from testbed.bochs_image import check_bochs
@@ -84,7 +84,7 @@ def test_linux_on_two_nodes_of_an_intel_host(programs: Programs, tmp_path: Path)
         "guest.cpio": initramfs(tmp_path, "init", (), "worker"),
         "vm_node": programs.node,
     }
-    words = f"{CMDLINE} nokaslr {scheduling(CPUS)} WORK={','.join(map(str, WORK))}"
+    words = f"{CMDLINE} nokaslr {scheduling(CPUS)} {worker(CPUS)}"
     job = linux(("image", "guest.cpio"), words)
     with BochsHost(job, files, logs=logs_directory(), memory_mib=1024) as host:
         done = host.wait(LINUX_S)

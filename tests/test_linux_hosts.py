@@ -35,6 +35,7 @@ from linux_guest import (
     slow_clock,
 )
 from linux_machine import Machine, addresses, disk, net, serve, start, stop
+from linux_run import worker
 from testbed import Host, MissingError, Testbed
 from testbed.channel import Result
 
@@ -250,14 +251,14 @@ def test_nothing_went_wrong_on_the_way(session: Session) -> None:
 def test_three_hosts_with_a_processor_each(tmp_path: Path) -> None:
     image(tmp_path)
     initramfs(tmp_path, "init", (), "worker")
-    cpus, loops, size = 3, 100_000, 3 * 4096
+    cpus, loops, increments, size = 3, 100_000, 100, 3 * 4096
     with hosts(cpus) as bed:
         machine = Machine(
             addresses(bed.hosts),
             tmp_path / "image",
             tmp_path / "guest.cpio",
             f"{CMDLINE} {slow_clock(bed.hosts[0], SLOWER_OF_THREE)} {scheduling(cpus)} {LATE} "
-            f"WORK={cpus},{loops},100,2,5,{size}",
+            + worker(cpus, (loops, increments, 2, 5, size)),
             hide=HIDE.split(),
             tsc="shared",
         )
@@ -271,7 +272,7 @@ def test_three_hosts_with_a_processor_each(tmp_path: Path) -> None:
     said = Session([line.strip() for line in ended[0].stdout.splitlines()], b"", ended[0], bed.logs)
     said.check(
         f"init: cpus 0-{cpus - 1}",
-        f"count: counter={cpus * 100}",
+        f"count: counter={cpus * increments}",
         *(
             f"checksum: cpu={cpu} bytes={size} sum={checksum(cpus, size):016x}"
             for cpu in range(cpus)

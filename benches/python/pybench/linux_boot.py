@@ -19,7 +19,7 @@ from testbed import Testbed, TestbedError
 ROUNDS: Final = 3
 """A boot takes half a minute to minutes."""
 
-WORK: Final = (linux_run.CPUS, 1_000_000, 2000, 10, 0, 0)
+WORK: Final = (1_000_000, 2000, 10, 0, 0)
 """As the prototype's guest: busy loops, a shared counter, and forks, on both processors."""
 
 PROTOTYPE_FAULTS: Final = 751 + 1678 + 1853
