@@ -294,9 +294,10 @@ impl Engine {
         self.open_with(spec, self.settings(spec))
     }
 
-    /// Has page tables of a region that came back unchanged `after` times be walk-shared; `tables`
-    /// knows which pages these are. Says whether they will: not where a node has several workers. All
-    /// nodes must have been told before programs of theirs use the region.
+    /// Has page tables of a region be walk-shared when another node asks to write them, or when they
+    /// came back unchanged `after` times; `tables` knows which pages these are. Says whether they will:
+    /// not where a node has several workers. All nodes must have been told before programs of theirs
+    /// use the region.
     ///
     /// # Errors
     ///

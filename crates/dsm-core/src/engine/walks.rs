@@ -19,8 +19,9 @@ pub type Flushed = Box<dyn FnOnce() + Send>;
 /// flush: must return at once.
 pub trait PageTables: Send + Sync {
     /// Where `page` stands in a page table of a processor of this node, as far as `frames` has its
-    /// tables.
-    fn find(&self, page: Page, frames: &Frames<'_>) -> Option<WalkTable>;
+    /// tables. `likely`: the page behaves like one. Others must be looked for without much ado, as
+    /// that is any page that another node asks to write.
+    fn find(&self, page: Page, likely: bool, frames: &Frames<'_>) -> Option<WalkTable>;
     /// Whether `page` still stands at `table`; none if the frames do not tell.
     fn stands(&self, page: Page, table: WalkTable, frames: &Frames<'_>) -> Option<bool>;
     /// Whether these are the entries of a table of this level, some of them in use, in which a walk
@@ -70,11 +71,12 @@ impl Walks {
         &self,
         memory: &RegionMemory,
         page: Page,
+        likely: bool,
         here: &dyn Fn(Page) -> bool,
     ) -> Option<WalkTable> {
         let tables = self.tables.as_ref()?;
         let frames = Frames { memory, here };
-        let table = tables.find(page, &frames)?;
+        let table = tables.find(page, likely, &frames)?;
         let words = frames.words(page)?;
         tables.fits(table.level, &words).then_some(table)
     }

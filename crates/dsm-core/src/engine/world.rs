@@ -251,8 +251,13 @@ impl Effects for World<'_> {
         ZERO_PAGE_FINGERPRINT
     }
 
-    fn table(&mut self, page: Page, here: &dyn Fn(Page) -> bool) -> Option<WalkTable> {
-        self.walks.table(self.memory, page, here)
+    fn table(
+        &mut self,
+        page: Page,
+        likely: bool,
+        here: &dyn Fn(Page) -> bool,
+    ) -> Option<WalkTable> {
+        self.walks.table(self.memory, page, likely, here)
     }
 
     fn is_table(

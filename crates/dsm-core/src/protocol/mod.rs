@@ -102,9 +102,15 @@ pub trait Effects {
         let _ = (page, unchanged);
     }
     /// Where `page` stands in a page table that a processor of this node uses, if that can be proven
-    /// from what is here, and a walk has nothing to store to it. `here` tells which pages are.
-    fn table(&mut self, page: Page, here: &dyn Fn(Page) -> bool) -> Option<WalkTable> {
-        let _ = (page, here);
+    /// from what is here, and a walk has nothing to store to it. `here` tells which pages are. Asked
+    /// for any page that somebody wants to write; `likely`, if something speaks for it.
+    fn table(
+        &mut self,
+        page: Page,
+        likely: bool,
+        here: &dyn Fn(Page) -> bool,
+    ) -> Option<WalkTable> {
+        let _ = (page, likely, here);
         None
     }
     /// Whether a page that stood at `table` still does as far as this node can see, and, if it has
@@ -191,8 +197,9 @@ pub struct Features {
     pub check: bool,
     /// Threads walk page tables that lie in these pages, and that may count as a write.
     pub walks_write: bool,
-    /// Page-table pages that came back unchanged so often are walk-shared; none: no page is. The same
-    /// on all nodes. Off unless somebody can tell which pages those are, [`Effects::table`].
+    /// Page-table pages are walk-shared when somebody else asks to write them, or when they came back
+    /// unchanged so often; none: no page is. The same on all nodes. Off unless somebody can tell which
+    /// pages those are, [`Effects::table`].
     pub walk_shared: Option<u8>,
     /// Survivors go on when nodes are lost, [`Protocol::change`]. The same on all nodes.
     pub recover: bool,

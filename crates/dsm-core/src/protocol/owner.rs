@@ -142,7 +142,7 @@ impl Protocol {
                 return;
             }
             let own = requester == self.me();
-            if self.is_walk_shared(page) || !own && self.enter(page, fx) {
+            if self.is_walk_shared(page) || !own && self.enter(page, access, fx) {
                 if !own && self.is_walk_closed(page) {
                     return;
                 }

@@ -26,7 +26,7 @@ const UNFIT: u64 = 1 << 63;
 struct Tables;
 
 impl PageTables for Tables {
-    fn find(&self, page: Page, _: &Frames<'_>) -> Option<WalkTable> {
+    fn find(&self, page: Page, _: bool, _: &Frames<'_>) -> Option<WalkTable> {
         (page.0 < FLAG).then_some(WalkTable { level: 1, link: None })
     }
 
@@ -145,6 +145,25 @@ fn stores_to_shared_tables_are_seen_before_later_ones() {
         assert!(told.walk_reports > 0, "{told:?}");
         assert!(events(&cluster).is_empty(), "{:?}", events(&cluster));
     }
+}
+
+#[test]
+fn tables_are_shared_when_another_node_asks_to_write_them() {
+    // They need not come back unchanged before.
+    let open = |engine: &Engine, spec: &RegionSpec| {
+        engine.open(spec).unwrap();
+        engine.share_walked(REGION, u8::MAX, &tables()).unwrap();
+    };
+    let Some(cluster) = start(3, &open) else { return };
+    let [home, others @ ..] = &cluster.members[..] else { panic!() };
+    // One that the home has, and one that it is offered.
+    home.walk(CHILD);
+    others[0].walk(PARENT);
+    for page in [CHILD, PARENT, FLAG] {
+        cluster.members.iter().for_each(|member| member.walk(page));
+    }
+    let shared: Vec<u64> = cluster.members.iter().map(Member::walk_shared).collect();
+    assert_eq!(shared, [2, 2, 2]);
 }
 
 #[test]

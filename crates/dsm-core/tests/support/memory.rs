@@ -246,7 +246,7 @@ impl Effects for Turn<'_> {
         0
     }
 
-    fn table(&mut self, page: Page, here: &dyn Fn(Page) -> bool) -> Option<WalkTable> {
+    fn table(&mut self, page: Page, _: bool, here: &dyn Fn(Page) -> bool) -> Option<WalkTable> {
         let table = WalkTable { level: 1, link: None };
         self.is_table(page, table, true, here).then_some(table)
     }

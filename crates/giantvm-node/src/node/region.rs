@@ -16,7 +16,8 @@ use super::patience::Patience;
 use super::regions::NO_ROOM;
 use super::status;
 
-/// How often a page table comes back unchanged before it is walk-shared: once may be by chance.
+/// How often a page table comes back unchanged before it is walk-shared, unless another node asked to
+/// write it before: once may be by chance.
 const UNCHANGED: u8 = 2;
 
 /// A region that this node has open. Its memory stays mapped as long as a handle lives.
@@ -86,7 +87,7 @@ impl Region {
         self.node.engine.outrank();
     }
 
-    /// Has the guest's page tables be walk-shared, once they came back unchanged so often. Says whether
+    /// Has the guest's page tables be walk-shared, once other nodes walk them. Says whether
     /// they will be: all nodes must have been asked before any uses the region.
     pub(crate) fn share_walked(&self, tables: &Arc<dyn PageTables>) -> bool {
         let shares = self.node.engine.share_walked(self.region, UNCHANGED, tables);

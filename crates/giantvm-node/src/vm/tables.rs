@@ -18,14 +18,14 @@ use kvm_vcpu::paging::{self, Root};
 use super::hub::Hub;
 use crate::node::lock;
 
-/// How often the tables are read anew, at most, when a page is not found in them.
+/// How often the tables are read anew, at most, when a page is not found in them that behaves like one.
 const REREAD: Duration = Duration::from_millis(20);
-/// How often vCPUs are asked for their roots otherwise. Each time costs an exit, and a vCPU that is
-/// halted in the guest may wake.
+/// How often that happens for other pages, and vCPUs are asked for their roots. That costs an exit, and
+/// a vCPU that is halted in the guest may wake.
 const ASK: Duration = Duration::from_millis(250);
 /// How long a root counts as in use after a vCPU was last seen to use it: a guest goes back and forth
 /// between its programs.
-const IN_USE: Duration = Duration::from_secs(2);
+const IN_USE: Duration = Duration::from_secs(10);
 /// Roots that are remembered; of more, the one that was seen longest ago is forgotten.
 const ROOTS_MAX: usize = 64;
 /// Tables that one reading reads.
@@ -116,17 +116,17 @@ impl GuestTables {
 }
 
 impl PageTables for GuestTables {
-    fn find(&self, page: Page, frames: &Frames<'_>) -> Option<WalkTable> {
+    fn find(&self, page: Page, likely: bool, frames: &Frames<'_>) -> Option<WalkTable> {
         let (now, mut state) = (Instant::now(), lock(&self.state));
         self.refresh(&mut state, now, ASK);
         let found = state.proven(page, &self.places, frames, now);
-        if found.is_some() || !is_past(state.read, now, REREAD) {
+        if found.is_some() || !is_past(state.read, now, if likely { REREAD } else { ASK }) {
             return found;
         }
         state.read = Some(now);
         state.read(&self.places, frames, now);
         let found = state.proven(page, &self.places, frames, now);
-        if found.is_none() {
+        if found.is_none() && likely {
             // Maybe a vCPU uses other tables by now.
             self.refresh(&mut state, now, REREAD);
         }
@@ -151,7 +151,11 @@ impl State {
             let oldest = self.roots.iter().min_by_key(|(_, seen)| seen.at).map(|(&page, _)| page);
             oldest.map(|page| self.roots.remove(&page));
         }
-        self.roots.insert(page, Seen { level: root.level, at: now });
+        let seen = self.roots.insert(page, Seen { level: root.level, at: now });
+        if seen.is_none_or(|seen| seen.level != root.level || !seen.in_use(now)) {
+            // Nobody has looked below it lately.
+            self.read = None;
+        }
     }
 
     fn roots_in_use(&self, now: Instant) -> impl Iterator<Item = (Page, u8)> {
@@ -205,6 +209,10 @@ impl State {
         let table = *self.tables.get(&page)?;
         let (mut at, mut place) = (page, table);
         while let Some(link) = place.link {
+            if let Some(root) = self.naming_root(at, place.level, link, places, frames, now) {
+                let link = if at == page { Some(Link { page: root, ..link }) } else { table.link };
+                return Some(WalkTable { link, ..table });
+            }
             if !names(place.level + 1, frames.word(link.page, link.index)?, at, places) {
                 return None;
             }
@@ -216,6 +224,24 @@ impl State {
         }
         let root = self.roots.get(&at)?;
         (root.level == place.level && root.in_use(now)).then_some(table)
+    }
+
+    /// A root in use that names a table right below it: the kernel's are named by all roots, and the
+    /// one that it was found by may have left.
+    fn naming_root(
+        &self,
+        page: Page,
+        level: u8,
+        link: Link,
+        places: &Places,
+        frames: &impl Words,
+        now: Instant,
+    ) -> Option<Page> {
+        let says_so = |root: Page| {
+            frames.word(root, link.index).is_some_and(|word| names(level + 1, word, page, places))
+        };
+        let above = self.roots_in_use(now).filter(|&(_, root_level)| root_level == level + 1);
+        above.map(|(root, _)| root).find(|&root| says_so(root))
     }
 
     /// Whether `page` is still reached from a root by `table`; none if this node can't know.
@@ -376,6 +402,23 @@ mod tests {
         assert_eq!(proven(&away), None);
         let later = now + IN_USE;
         assert_eq!(state.proven(Page(4), &places(), &guest, later), None, "nobody uses the root");
+    }
+
+    #[test]
+    fn a_chain_leads_from_any_root_in_use() {
+        let mut guest = Guest::chain();
+        guest.link(8, 511, 2);
+        let now = Instant::now();
+        let state = knows(&[1, 8], &guest, now);
+        for (gone, left) in [(1, 8), (8, 1)] {
+            let mut guest = guest.clone();
+            guest.0.remove(&Page(gone));
+            let proven = |page| state.proven(Page(page), &places(), &guest, now);
+            assert_eq!(proven(2), Some(WalkTable { level: 3, link: link(left, 511) }));
+            assert_eq!(proven(4), Some(WalkTable { level: 1, link: link(3, 0) }));
+            guest.set(left, 511, 0);
+            assert_eq!(state.proven(Page(4), &places(), &guest, now), None);
+        }
     }
 
     #[test]

@@ -66,11 +66,17 @@ impl Protocol {
 
     /// At the home: shares a page that it alone has and that somebody asks for, if it may be. Nobody
     /// loses a right by that, so no episode keeps it.
-    pub(in super::super) fn enter<E: Effects>(&mut self, page: Page, fx: &mut E) -> bool {
-        if self.me() != WALK_HOME || !self.is_candidate(page) {
+    pub(in super::super) fn enter<E: Effects>(
+        &mut self,
+        page: Page,
+        access: Access,
+        fx: &mut E,
+    ) -> bool {
+        if self.me() != WALK_HOME {
             return false;
         }
-        let Some(table) = self.prove(page, Access::Write, fx) else { return false };
+        let Some(likely) = self.candidate(page, access) else { return false };
+        let Some(table) = self.prove(page, likely, Access::Write, fx) else { return false };
         let entry = self.table.get(page);
         let (same_since, _, _) = self.close_entry(page, &entry, fx);
         self.share(page, entry.version, same_since, fx);
@@ -97,10 +103,12 @@ impl Protocol {
         fx: &mut E,
     ) -> Option<Request> {
         let page = request.page;
-        if self.me() == WALK_HOME || !self.is_candidate(page) {
+        if self.me() == WALK_HOME {
             return Some(request);
         }
-        let Some(table) = self.prove(page, Access::Read, fx) else { return Some(request) };
+        let candidate = self.candidate(page, request.access);
+        let table = candidate.and_then(|likely| self.prove(page, likely, Access::Read, fx));
+        let Some(table) = table else { return Some(request) };
         let entry = self.table.get(page);
         let (same_since, _, _) = self.close_entry(page, &entry, fx);
         self.account_given(page, &entry, WALK_HOME);

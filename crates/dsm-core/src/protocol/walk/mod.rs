@@ -7,9 +7,9 @@
 //! One node, the *home*, owns all walk-shared pages and puts everything that happens to them in
 //! order. It holds who shares which page in the copyset, as of any page it owns.
 //!
-//! - *In*: an owner that alone has a page whose bytes came back unchanged, and that can prove it to be
-//!   a page table in which walks have nothing to set, gives it to the home instead of to who asks
-//!   for it. The proof is made again with writes forbidden, then the bytes become the twin. The home
+//! - *In*: an owner that alone has a page that another node asks to write, or whose bytes came back
+//!   unchanged, and that can prove it to be a page table in which walks have nothing to set, gives it
+//!   to the home instead of to who asks for it. The proof is made again with writes forbidden, then the bytes become the twin. The home
 //!   answers further requests for it, to read or to write, with the twin's bytes ([`Join`]).
 //! - *Flush*: before a node sends what lets another see its later stores, and after it has given up
 //!   its right to what it sends, it compares. What it finds is one [`Report`], and the message waits
@@ -136,7 +136,8 @@ impl Protocol {
         self.settings.features.walks_write = true;
     }
 
-    /// Page tables that came back unchanged `after` times are walk-shared from now on.
+    /// Page tables that somebody else asks to write, or that came back unchanged `after` times, are
+    /// walk-shared from now on.
     pub fn share_walked(&mut self, after: u8) {
         self.settings.features.walk_shared = Some(after);
     }
@@ -469,26 +470,37 @@ impl Protocol {
         }
     }
 
-    /// Whether `page`, of which this node alone has the bytes, has been walked often enough.
-    fn is_candidate(&self, page: Page) -> bool {
-        let Some(after) = self.settings.features.walk_shared else { return false };
+    /// Whether `page`, of which this node alone has the bytes and which somebody else asks for, may
+    /// be walked there and here, and if so, whether that is likely.
+    fn candidate(&self, page: Page, access: Access) -> Option<bool> {
+        let after = self.settings.features.walk_shared?;
         if self.table.get(page).state != PageState::Modified
             || self.walks.pages.len() >= WALK_PAGES_MAX
             || self.episodes.holds(page)
         {
-            return false;
+            return None;
         }
         let score = self.walks.scores.get(&page).copied().unwrap_or_default();
         let wanted = u32::from(after) << score.left.min(6);
-        u32::from(score.unchanged) >= wanted.min(u8::MAX.into())
+        if u32::from(score.unchanged) >= wanted.min(u8::MAX.into()) {
+            return Some(true);
+        }
+        // Tables that processors use are walked more often than changed, until they show otherwise.
+        (access == Access::Write && score.left == 0).then_some(false)
     }
 
     /// Where a candidate stands in a page table, proven while nobody can write it; its processors
     /// have lost `right` then. Otherwise nothing has changed, but that it must prove itself anew.
-    fn prove<E: Effects>(&mut self, page: Page, right: Access, fx: &mut E) -> Option<Table> {
+    fn prove<E: Effects>(
+        &mut self,
+        page: Page,
+        likely: bool,
+        right: Access,
+        fx: &mut E,
+    ) -> Option<Table> {
         let proof = |fx: &mut E| match self.mutated(Mutation::WalkWithoutProof) {
             true => Some(Table { level: 1, link: None }),
-            false => fx.table(page, &|other| self.table.is_readable(other)),
+            false => fx.table(page, likely, &|other| self.table.is_readable(other)),
         };
         // Looked at first as it is: most pages that are none need not be taken from anybody.
         if proof(fx).is_some() {
@@ -501,7 +513,7 @@ impl Protocol {
             }
             fx.install(page, Access::Write);
         }
-        self.counters.walk_refused += 1;
+        self.counters.walk_refused += u64::from(likely);
         if let Some(score) = self.walks.scores.get_mut(&page) {
             score.unchanged = 0;
         }
