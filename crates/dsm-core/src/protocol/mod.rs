@@ -61,7 +61,7 @@ pub use walk::{
 
 use crate::types::{Access, Age, NodeId, NodeSet, Page, ThreadId, Version};
 use episode::{Episodes, Rewant};
-use pattern::{Convoys, Streams};
+use pattern::{Convoys, Guesses, Streams};
 use recover::Recovery;
 use table::Table;
 use walk::Walks;
@@ -308,6 +308,7 @@ pub struct Protocol {
     episodes: Episodes,
     streams: Streams,
     convoys: Convoys,
+    guesses: Guesses,
     /// Lamport clock: ages of episodes.
     clock: u64,
     last_seq: u32,
@@ -394,6 +395,7 @@ impl std::hash::Hash for Protocol {
         self.episodes.hash(state);
         self.streams.hash(state);
         self.convoys.hash(state);
+        self.guesses.hash(state);
         (self.clock, self.last_seq, self.ended).hash(state);
         (&self.ready, &self.rewant, &self.rooms, &self.starved).hash(state);
         (&self.recovery, &self.walks).hash(state);
@@ -425,6 +427,7 @@ impl Protocol {
             episodes: Episodes::default(),
             streams: Streams::default(),
             convoys: Convoys::default(),
+            guesses: Guesses::default(),
             clock: 0,
             last_seq: 0,
             ready: Vec::new(),

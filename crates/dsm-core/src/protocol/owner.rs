@@ -7,9 +7,8 @@ use super::{
 };
 use crate::types::{Access, Age, NodeId, NodeSet, Page, Version};
 
-/// How sure an owner must be that a reader goes on to write, to give it the page at once.
-const MIGRATORY: u8 = 2;
-const MIGRATORY_MAX: u8 = 3;
+/// How often in a row the reader must have gone on to write before the next one gets the page at once.
+const MIGRATORY: u8 = 3;
 
 /// One page on its way out.
 struct Outgoing {
@@ -257,7 +256,7 @@ impl Protocol {
     }
 
     /// Whether `request` gets the page itself, rather than a copy.
-    fn gives(&self, page: Page, request: &Request) -> bool {
+    fn gives(&mut self, page: Page, request: &Request) -> bool {
         if request.access == Access::Write {
             return true;
         }
@@ -267,6 +266,7 @@ impl Protocol {
                     && migratory >= MIGRATORY
                     && self.table.get(page).copyset().is_empty()
                     && !self.episodes.keeps(page, Access::Write, request.age)
+                    && self.guesses.may_give(page)
             }
             Role::Holder { .. } => false,
         }
@@ -284,6 +284,7 @@ impl Protocol {
             self.account_given(page, &entry, to.requester);
             if to.access == Access::Read {
                 self.counters.migratory_grants += 1;
+                self.guesses.given(page, entry.version);
             }
             let copyset = if self.mutated(Mutation::KeepStaleCopyset) {
                 NodeSet::EMPTY
@@ -372,9 +373,7 @@ fn learn_migratory(score: u8, copyset: NodeSet, request: &Request, give: bool) -
     match (give, request.access) {
         (false, _) if others => 0,
         (true, Access::Write) if others => 0,
-        (true, Access::Write) if copyset.contains(request.requester) => {
-            (score + 1).min(MIGRATORY_MAX)
-        }
+        (true, Access::Write) if copyset.contains(request.requester) => (score + 1).min(MIGRATORY),
         _ => score,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::types::{Page, ThreadId};
+use crate::types::{Page, ThreadId, Version};
 
 use super::message::COMPANIONS_MAX;
 
@@ -12,12 +12,14 @@ const STREAMS_MAX: usize = 64;
 const STRIDE_MAX: i64 = 64;
 /// Most convoy leaders remembered.
 const LEADERS_MAX: usize = 1024;
-/// Confidence from which a follower is asked for with its leader.
+/// Confidence from which a follower is asked for with its leader, if that was never for nothing.
 const CONFIDENT: u8 = 2;
-/// Highest confidence: how often a follower may be left out before it is forgotten.
-const CONFIDENCE_MAX: u8 = 3;
+/// Failures that are counted: each doubles what a guess takes.
+const FAILURES_MAX: u8 = 5;
 /// Most pages followed until they leave.
 const CAME_MAX: usize = 1024;
+/// Most pages of which guesses are remembered.
+const GUESSES_MAX: usize = 1024;
 /// One request in this many leaves one follower out, to see whether it is still needed.
 const PROBE_EVERY: u32 = 8;
 
@@ -97,11 +99,50 @@ struct Leaders {
     last: Page,
 }
 
+/// A page that is taken over after another.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Follower {
+    page: Page,
+    /// How often it was, or came along and was written, lately.
+    confidence: u8,
+    /// How often it came along for nothing, less how often not.
+    failures: u8,
+}
+
+impl Follower {
+    /// Confidence from which it is asked for with its leader.
+    fn wanted(self) -> u8 {
+        CONFIDENT << self.failures
+    }
+
+    fn is_called(self) -> bool {
+        self.confidence >= self.wanted()
+    }
+
+    /// It was missed, or came along and was written. It may be left out once more than it must be.
+    fn confirm(&mut self) {
+        self.confidence = (self.confidence + 1).min(self.wanted() + 1);
+    }
+
+    /// It came along and was not written.
+    fn fail(&mut self) {
+        self.confidence = self.confidence.saturating_sub(1);
+        if !self.is_called() {
+            self.confidence = 0;
+            self.failures = (self.failures + 1).min(FAILURES_MAX);
+        }
+    }
+
+    /// Whether there is something to remember of it.
+    fn is_known(self) -> bool {
+        self.confidence > 0 || self.failures > 0
+    }
+}
+
 /// Learns which pages a thread takes over together.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub(super) struct Convoys {
-    /// Followers of each leader, with confidence.
-    followers: BTreeMap<Page, Vec<(Page, u8)>>,
+    followers: BTreeMap<Page, Vec<Follower>>,
     /// What each thread took over in its running episode.
     leaders: BTreeMap<ThreadId, Leaders>,
     /// Pages that are here because of their leader, until they leave.
@@ -135,13 +176,14 @@ impl Convoys {
             self.followers.pop_first();
         }
         let followers = self.followers.entry(leader).or_default();
-        if let Some((_, confidence)) = followers.iter_mut().find(|(follower, _)| *follower == page)
-        {
-            *confidence = (*confidence + 1).min(CONFIDENCE_MAX);
+        let new = Follower { page, confidence: 1, failures: 0 };
+        if let Some(follower) = followers.iter_mut().find(|follower| follower.page == page) {
+            follower.confirm();
         } else if followers.len() < COMPANIONS_MAX {
-            followers.push((page, 1));
-        } else if let Some(chance) = followers.iter_mut().find(|(_, confidence)| *confidence == 1) {
-            *chance = (page, 1);
+            followers.push(new);
+        } else if let Some(chance) = followers.iter_mut().find(|follower| follower.confidence <= 1)
+        {
+            *chance = new;
         }
     }
 
@@ -157,14 +199,15 @@ impl Convoys {
     pub(super) fn left(&mut self, page: Page, written: bool) {
         let Some(leader) = self.came.remove(&page) else { return };
         let Some(followers) = self.followers.get_mut(&leader) else { return };
-        let follower = followers.iter_mut().find(|(follower, _)| *follower == page);
-        if let Some((_, confidence)) = follower {
-            *confidence = match written {
-                true => (*confidence + 1).min(CONFIDENCE_MAX),
-                false => confidence.saturating_sub(1),
-            };
+        let Some(follower) = followers.iter_mut().find(|follower| follower.page == page) else {
+            return;
+        };
+        if written {
+            follower.failures = follower.failures.saturating_sub(1);
+            follower.confirm();
+        } else {
+            follower.fail();
         }
-        followers.retain(|&(_, confidence)| confidence > 0);
     }
 
     fn call(&mut self, leader: Page) -> Vec<Page> {
@@ -173,17 +216,64 @@ impl Convoys {
         if self.requests.is_multiple_of(PROBE_EVERY) && !followers.is_empty() {
             // Who is left out loses confidence, and wins it back by being missed.
             let at = (self.requests / PROBE_EVERY) as usize % followers.len();
-            followers[at].1 = followers[at].1.saturating_sub(1);
-            let left_out = followers[at].0;
-            followers.retain(|&(_, confidence)| confidence > 0);
-            return confident(followers).filter(|&page| page != left_out).collect();
+            followers[at].confidence = followers[at].confidence.saturating_sub(1);
+            let left_out = followers[at].page;
+            followers.retain(|follower| follower.is_known());
+            return called(followers).filter(|&page| page != left_out).collect();
         }
-        confident(followers).collect()
+        called(followers).collect()
     }
 }
 
-fn confident(followers: &[(Page, u8)]) -> impl Iterator<Item = Page> {
-    followers.iter().filter(|(_, confidence)| *confidence >= CONFIDENT).map(|&(page, _)| page)
+fn called(followers: &[Follower]) -> impl Iterator<Item = Page> {
+    followers.iter().filter(|follower| follower.is_called()).map(|follower| follower.page)
+}
+
+/// Remembers which pages were given to readers for nothing, as these did not go on to write.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub(super) struct Guesses(BTreeMap<Page, Guess>);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+struct Guess {
+    /// The version that went to a reader, and has not been heard of since.
+    given: Option<Version>,
+    /// How often that was for nothing, less how often not.
+    failures: u8,
+    /// How many readers get a copy before one gets the page again.
+    pause: u8,
+}
+
+impl Guesses {
+    /// Whether a reader of `page` that is expected to write may have it.
+    pub(super) fn may_give(&mut self, page: Page) -> bool {
+        let Some(guess) = self.0.get_mut(&page).filter(|guess| guess.pause > 0) else {
+            return true;
+        };
+        guess.pause -= 1;
+        false
+    }
+
+    /// A reader has got `page`, of this version.
+    pub(super) fn given(&mut self, page: Page, version: Version) {
+        if self.0.len() >= GUESSES_MAX && !self.0.contains_key(&page) {
+            self.0.pop_first();
+        }
+        self.0.entry(page).or_default().given = Some(version);
+    }
+
+    /// `page` or a copy of it is here again, with bytes that have been the same since a version.
+    pub(super) fn came_back(&mut self, page: Page, same_since: Version) {
+        let Some(guess) = self.0.get_mut(&page) else { return };
+        let Some(given) = guess.given.take() else { return };
+        if same_since <= given {
+            guess.failures = (guess.failures + 1).min(FAILURES_MAX);
+            guess.pause = (1 << guess.failures) - 1;
+        } else if guess.failures > 1 {
+            guess.failures -= 1;
+        } else {
+            self.0.remove(&page);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -260,10 +350,48 @@ mod tests {
         left(&mut convoys, false);
         assert_eq!(convoys.take(T, Page(1)), [Page(2)]);
         left(&mut convoys, false);
-        assert_eq!(convoys.take(T, Page(1)), []);
         convoys.end(T);
-        miss(&mut convoys);
-        assert_eq!(convoys.take(T, Page(1)), [Page(2)]);
+        // Each time it has to be missed twice as often, or once more if a probe came in between.
+        let mut misses = || {
+            let missed = (0..100).take_while(|_| {
+                let with = convoys.take(T, Page(1));
+                if with.is_empty() {
+                    convoys.take(T, Page(2));
+                }
+                convoys.end(T);
+                with.is_empty()
+            });
+            let missed = missed.count();
+            left(&mut convoys, false);
+            missed
+        };
+        assert!((4..=5).contains(&misses()));
+        assert!((8..=10).contains(&misses()));
+    }
+
+    #[test]
+    fn readers_that_do_not_write_get_a_page_less_and_less_often() {
+        let mut guesses = Guesses::default();
+        let version = |number| Version::new(number).unwrap();
+        let mut copies = |same_since| {
+            guesses.given(Page(1), version(5));
+            guesses.came_back(Page(1), version(same_since));
+            // That it comes again says nothing new.
+            guesses.came_back(Page(1), version(5));
+            (0..).take_while(|_| !guesses.may_give(Page(1))).count()
+        };
+        assert_eq!([5, 4, 5].map(&mut copies), [1, 3, 7]);
+        assert_eq!([6, 6, 6, 5].map(&mut copies), [0, 0, 0, 1]);
+        assert!(guesses.may_give(Page(2)));
+    }
+
+    #[test]
+    fn only_so_many_guesses_are_remembered() {
+        let mut guesses = Guesses::default();
+        for page in 0..GUESSES_MAX as u64 + 5 {
+            guesses.given(Page(page), Version::ZERO);
+        }
+        assert_eq!(guesses.0.len(), GUESSES_MAX);
     }
 
     #[test]

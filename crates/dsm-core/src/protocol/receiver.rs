@@ -192,6 +192,9 @@ impl Protocol {
             self.counters.void_grants += 1;
             return Ok(());
         }
+        // Without data, the bytes are those that this node had.
+        let same_since = if granted.data { granted.version } else { entry.version };
+        self.guesses.came_back(page, same_since);
         self.fill(granted, source, fx)?;
         let (owner, owner_since) = if granted.version >= owner_since {
             (from, granted.version)
@@ -224,6 +227,7 @@ impl Protocol {
         if same_since > version {
             return Err(Violation::MalformedGrant { page: page.0 });
         }
+        self.guesses.came_back(page, same_since);
         self.fill(granted, source, fx)?;
         let copyset = copyset.without(self.me());
         let role = Role::Owner { same_since, migratory, sharing: Sharing::Copies(copyset) };
