@@ -186,7 +186,7 @@ def row(name: str, index: int, ran: Run) -> str:
     """One node's row of the table."""
     told = ran.nodes[index].stats()
     faults, counters = told["faults"], told["counters"]
-    sent, unchanged = counters["pages_sent"], counters["left_unchanged"]
+    sent, unchanged = counters["pages_sent"], counters["came_back_unchanged"]
     cells = (
         *(name, f"n{index}", f"{ran.times['init']:.0f}", f"{ran.times['done']:.0f}"),
         *(faults["first_touch"], faults["read"], faults["write"], faults["upgrade"]),

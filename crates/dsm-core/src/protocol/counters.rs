@@ -1,5 +1,7 @@
 //! What the protocol counts.
 
+use crate::types::Page;
+
 macro_rules! counters {
     ($($(#[$doc:meta])+ $name:ident,)+) => {
         /// What has happened since the start; see `docs/operations.md`.
@@ -43,6 +45,8 @@ counters! {
     sent_without_data,
     /// Pages that left `Modified` with the bytes they had at entry.
     left_unchanged,
+    /// Of these, those that another node had sent here for that.
+    came_back_unchanged,
     /// Readers that were given ownership.
     migratory_grants,
     /// Pages that came along with a requested one.
@@ -96,4 +100,45 @@ counters! {
     walk_audits,
     /// Messages sent.
     messages_sent,
+}
+
+/// Pages that another node sent here to be `Modified`, until they leave that state. For a counter only,
+/// so not part of a machine's state either.
+#[derive(Clone, Debug)]
+pub(super) struct Arrivals(Vec<u64>);
+
+impl Arrivals {
+    /// None of so many pages.
+    pub(super) fn new(pages: u64) -> Self {
+        Self(vec![0; pages.div_ceil(u64::BITS.into()) as usize])
+    }
+
+    pub(super) fn insert(&mut self, page: Page) {
+        if let Some(word) = self.0.get_mut((page.0 / 64) as usize) {
+            *word |= 1 << (page.0 % 64);
+        }
+    }
+
+    /// Whether it was there.
+    pub(super) fn remove(&mut self, page: Page) -> bool {
+        let Some(word) = self.0.get_mut((page.0 / 64) as usize) else { return false };
+        let bit = 1 << (page.0 % 64);
+        std::mem::replace(word, *word & !bit) & bit != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_arrive_and_leave_one_by_one() {
+        let mut arrivals = Arrivals::new(70);
+        for page in [3, 64, 69] {
+            arrivals.insert(Page(page));
+        }
+        arrivals.insert(Page(1000));
+        let left: Vec<bool> = [3, 3, 65, 64, 69, 1000].map(|it| arrivals.remove(Page(it))).into();
+        assert_eq!(left, [true, false, false, true, true, false]);
+    }
 }

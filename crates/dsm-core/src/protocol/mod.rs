@@ -44,6 +44,7 @@ mod walk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use counters::Arrivals;
 pub use counters::Counters;
 pub use evict::Eviction;
 pub use message::{
@@ -324,6 +325,7 @@ pub struct Protocol {
     recovery: Recovery,
     walks: Walks,
     ended: bool,
+    arrivals: Arrivals,
     counters: Counters,
 }
 
@@ -417,6 +419,7 @@ impl Protocol {
         let table =
             Table::new(settings.me, settings.pages, settings.lease_pages, settings.homes.clone());
         let recovery = Recovery::new(NodeSet::first(settings.nodes));
+        let arrivals = Arrivals::new(settings.pages);
         Self {
             served: Page(0)..Page(settings.pages),
             settings,
@@ -438,6 +441,7 @@ impl Protocol {
             recovery,
             walks: Walks::default(),
             ended: false,
+            arrivals,
             counters: Counters::default(),
         }
     }

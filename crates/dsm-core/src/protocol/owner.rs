@@ -324,6 +324,7 @@ impl Protocol {
             Role::Owner { same_since, migratory, sharing: Sharing::Sole(fingerprint) } => {
                 let unchanged =
                     self.settings.features.unchanged && fx.fingerprint(page) == fingerprint;
+                let came = self.arrivals.remove(page);
                 fx.left_modified(page, unchanged);
                 self.count_departure(page, unchanged);
                 let super::Features { walks_write, walk_shared, .. } = self.settings.features;
@@ -334,6 +335,7 @@ impl Protocol {
                 }
                 if unchanged {
                     self.counters.left_unchanged += 1;
+                    self.counters.came_back_unchanged += u64::from(came);
                     // Whoever had it did not write it: it does not migrate.
                     (same_since, 0, NodeSet::EMPTY)
                 } else {

@@ -130,6 +130,7 @@ impl Protocol {
                         self.convoys.came(granted.page, leader);
                     }
                     self.take_ownership(granted, source, fx)?;
+                    self.arrivals.insert(granted.page);
                     taken.push(granted.page);
                 }
             }
