@@ -34,14 +34,11 @@ LATE: Final = "maxcpus=1 rcupdate.rcu_cpu_stall_timeout=300"
 fraction of the time: until then nothing is shared. And what is late by minutes only is no stall.
 """
 
-SLOWER: Final = 8
-"""How much slower a guest's clock runs on emulated hosts. Between them a page takes twenty times as
-long as between real ones, while timers fire as often: over two hosts, at the full rate, a guest may
-do little but keep its time.
+SLOWER: Final = 24
+"""How much slower a guest's clock runs on emulated hosts. Between them a page takes a hundred times
+as long as between real ones, while timers fire as often: at the full rate, a guest may do little
+but keep its time.
 """
-
-SLOWER_OF_THREE: Final = 24
-"""The same for three hosts, which share this machine's processors."""
 
 HIDE: Final = "xsave"
 """This QEMU does not tell KVM of XSETBV."""
@@ -59,6 +56,11 @@ def slow_clock(host: Host, slower: int = SLOWER) -> str:
     if detected is None:
         raise TestbedError(f"{host.name}'s kernel does not tell the rate of its counter")
     return f"tsc_early_khz={slower * int(detected[1] + detected[2])}"
+
+
+def command_line(host: Host, *words: str, slower: int = SLOWER) -> str:
+    """A kernel's on emulated hosts, of which this is one: what all guests are told, then these."""
+    return " ".join((CMDLINE, slow_clock(host, slower), *words))
 
 
 def image(work: Path, package: str = GUEST_PACKAGE) -> Path:

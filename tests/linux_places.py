@@ -15,7 +15,7 @@ from typing import IO, Any, Final, Self
 
 import giantvm.status
 from giantvm.config import Config
-from linux_guest import CMDLINE, HIDE, LATE, SCHEDULING, slow_clock
+from linux_guest import CMDLINE, HIDE, LATE, SCHEDULING, command_line
 from linux_machine import (
     Machine,
     addresses,
@@ -116,7 +116,7 @@ class EmulatedHosts(Place):
             addresses(self._bed.hosts),
             kernel(GUEST_PACKAGE).image,
             self._work / "guest.cpio",
-            f"{CMDLINE} {slow_clock(first)} {SCHEDULING} {LATE} {options}",
+            command_line(first, SCHEDULING, LATE, options),
             hide=HIDE.split(),
             # Both hosts count this machine's time.
             tsc="shared",

@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Final
 
 from linux_guest import (
-    CMDLINE,
     HIDE,
     LATE,
     PATIENCE_S,
     SLOWER,
     checksum,
+    command_line,
     image,
     initramfs,
     scheduling,
-    slow_clock,
 )
 from linux_machine import stop
 from testbed import GUEST_PACKAGE, Host, Testbed, TestbedError
@@ -119,14 +118,13 @@ def run(
     else:
         addresses = [f"{hosts[place].address}:{_PORT}" for place in places]
     cpus = ",".join(str(cpu % len(places)) for cpu in range(count))
-    clock = slow_clock(hosts[0], slower)
-    command_line = f"{CMDLINE} {clock} nokaslr {options} {worker(count, work)}"
+    words = command_line(hosts[0], "nokaslr", options, worker(count, work), slower=slower)
     start = time.monotonic()
     nodes = [
         hosts[place].start(
             [
                 *("/tmp/vm_node", str(index), ",".join(addresses), cpus, str(MEMORY_MIB)),
-                *("/tmp/image", "/tmp/guest.cpio", command_line, HIDE, "--tsc=shared"),
+                *("/tmp/image", "/tmp/guest.cpio", words, HIDE, "--tsc=shared"),
                 *node_options,
             ]
         )

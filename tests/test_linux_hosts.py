@@ -21,18 +21,16 @@ import pytest
 pytest.importorskip("giantvm._native", reason="the native module is not built")
 
 from linux_guest import (
-    CMDLINE,
     HIDE,
     LATE,
     PATIENCE_S,
     SCHEDULING,
-    SLOWER_OF_THREE,
     checksum,
+    command_line,
     ext4,
     image,
     initramfs,
     scheduling,
-    slow_clock,
 )
 from linux_machine import Machine, addresses, disk, net, serve, start, stop
 from linux_run import worker
@@ -74,7 +72,7 @@ class Session:
         return "\n".join(self.lines[-150:])
 
 
-def command_line(host: Host) -> str:
+def suite_line(host: Host) -> str:
     """Of a guest on such hosts, with its programs' arguments: a word with commas stays one."""
     words = {
         "WORKER": ",".join(map(str, WORKER)),
@@ -85,7 +83,7 @@ def command_line(host: Host) -> str:
         "LATER": ",".join(LATER),
     }
     arguments = " ".join(f"{name}={value}" for name, value in words.items())
-    return f"{CMDLINE} {slow_clock(host)} loglevel=4 {SCHEDULING} {LATE} {arguments}"
+    return command_line(host, "loglevel=4", SCHEDULING, LATE, arguments)
 
 
 def prepare(work: Path) -> bytes:
@@ -134,7 +132,7 @@ def run(bed: Testbed, work: Path, content: bytes) -> Session:
         addresses(bed.hosts),
         work / "image",
         work / "guest.cpio",
-        command_line(first),
+        suite_line(first),
         hide=HIDE.split(),
         tsc="shared",
         timeout_ms=TIMEOUT_MS,
@@ -252,13 +250,13 @@ def test_three_hosts_with_a_processor_each(tmp_path: Path) -> None:
     image(tmp_path)
     initramfs(tmp_path, "init", (), "worker")
     cpus, loops, increments, size = 3, 100_000, 100, 3 * 4096
+    words = scheduling(cpus), LATE, worker(cpus, (loops, increments, 2, 5, size)), "HURRY=1"
     with hosts(cpus) as bed:
         machine = Machine(
             addresses(bed.hosts),
             tmp_path / "image",
             tmp_path / "guest.cpio",
-            f"{CMDLINE} {slow_clock(bed.hosts[0], SLOWER_OF_THREE)} {scheduling(cpus)} {LATE} "
-            + worker(cpus, (loops, increments, 2, 5, size)),
+            command_line(bed.hosts[0], *words),
             hide=HIDE.split(),
             tsc="shared",
         )
