@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import linux_run
+from linux_guest import scheduling
 from pybench.report import Row, row_of
 from pybench.sampling import QUICK, Batches
 from testbed import Testbed, TestbedError
@@ -21,6 +22,11 @@ ROUNDS: Final = 3
 
 WORK: Final = (1_000_000, 2000, 10, 0, 0)
 """As the prototype's guest: busy loops, a shared counter, and forks, on both processors."""
+
+SLOWER: Final = 96
+"""How much slower the guest's clock runs. A fault between emulated hosts takes some 5 ms, by the
+guest's clock then some 50 us, as between real hosts: as many ticks come meanwhile as there.
+"""
 
 PROTOTYPE_FAULTS: Final = 751 + 1678 + 1853
 """Read, write and upgrade faults of the prototype's node 0 until the end of the work."""
@@ -56,8 +62,10 @@ class Boot:
     """By kind, of all nodes."""
     faults_first_node: int
     """Of the first node until the end, but for first touches."""
-    unchanged: float
+    came_back: float
     """Of a hundred pages sent, how many came back as they went."""
+    unchanged: float
+    """The same with pages that were not sent, but lost their other copies to be written."""
 
 
 def linux_boot(batches: Batches) -> Iterator[Row]:
@@ -95,8 +103,9 @@ def over_two_hosts(name: str, boots: Sequence[Boot], floor: Sequence[Boot]) -> I
         yield row(f"{name}, {kind} to init", "faults", counts)
     faults = [it.faults_first_node for it in boots]
     yield row(f"{name}, node 0 in all", "faults", faults, goal=goal(PROTOTYPE_FAULTS / 2))
-    unchanged = [it.unchanged for it in boots]
-    yield row(f"{name}, sent and unchanged", "%", unchanged, goal=goal(5.0))
+    came_back, unchanged = [it.came_back for it in boots], [it.unchanged for it in boots]
+    yield row(f"{name}, came back unchanged", "%", came_back, goal=goal(5.0))
+    yield row(f"{name}, left unchanged", "%", unchanged)
 
 
 def row(
@@ -117,7 +126,9 @@ def boot(machine: Machine) -> Boot:
         ran = linux_run.run(
             bed.hosts,
             machine.places,
+            f"{scheduling(linux_run.CPUS)} HURRY=1",
             late=machine.late,
+            slower=SLOWER,
             work=WORK,
             node_options=["--report-ms=500", *machine.node_options],
         )
@@ -125,12 +136,16 @@ def boot(machine: Machine) -> Boot:
         raise TestbedError(f"the guest did not power off:\n{ran.console[-2000:]}")
     stats = [node.stats() for node in ran.nodes]
     faults = stats[0]["faults"]
-    sent = sum(it["counters"]["pages_sent"] for it in stats)
-    unchanged = sum(it["counters"]["left_unchanged"] for it in stats)
+
+    def of_sent(counter: str) -> float:
+        sent = sum(it["counters"]["pages_sent"] for it in stats)
+        return 100 * sum(it["counters"][counter] for it in stats) / sent if sent else 0.0
+
     return Boot(
         init_s=ran.times["init"],
         work_s=ran.times["done"] - ran.times["init"],
         faults_to_init={kind: sum(it["faults"][kind] for it in ran.at_init) for kind in KINDS},
         faults_first_node=sum(faults[kind] for kind in KINDS if kind != "first_touch"),
-        unchanged=100 * unchanged / sent if sent else 0.0,
+        came_back=of_sent("came_back_unchanged"),
+        unchanged=of_sent("left_unchanged"),
     )
