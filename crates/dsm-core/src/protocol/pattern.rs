@@ -23,6 +23,14 @@ const GUESSES_MAX: usize = 1024;
 /// One request in this many leaves one follower out, to see whether it is still needed.
 const PROBE_EVERY: u32 = 8;
 
+/// Makes room for `page` in what is remembered of at most `max` pages. Any victim will do: what is still
+/// of use is learned again.
+pub(super) fn make_room<T>(of: &mut BTreeMap<Page, T>, page: Page, max: usize) {
+    if of.len() >= max && !of.contains_key(&page) {
+        of.pop_first();
+    }
+}
+
 /// One thread's scan: sequential or strided.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Stream {
@@ -171,10 +179,7 @@ impl Convoys {
     }
 
     fn learn(&mut self, leader: Page, page: Page) {
-        if !self.followers.contains_key(&leader) && self.followers.len() == LEADERS_MAX {
-            // Any victim will do: what is still of use is learned again.
-            self.followers.pop_first();
-        }
+        make_room(&mut self.followers, leader, LEADERS_MAX);
         let followers = self.followers.entry(leader).or_default();
         let new = Follower { page, confidence: 1, failures: 0 };
         if let Some(follower) = followers.iter_mut().find(|follower| follower.page == page) {
@@ -189,9 +194,7 @@ impl Convoys {
 
     /// `page` came along with `leader`, to be written.
     pub(super) fn came(&mut self, page: Page, leader: Page) {
-        if self.came.len() == CAME_MAX && !self.came.contains_key(&page) {
-            self.came.pop_first();
-        }
+        make_room(&mut self.came, page, CAME_MAX);
         self.came.insert(page, leader);
     }
 
@@ -255,9 +258,7 @@ impl Guesses {
 
     /// A reader has got `page`, of this version.
     pub(super) fn given(&mut self, page: Page, version: Version) {
-        if self.0.len() >= GUESSES_MAX && !self.0.contains_key(&page) {
-            self.0.pop_first();
-        }
+        make_room(&mut self.0, page, GUESSES_MAX);
         self.0.entry(page).or_default().given = Some(version);
     }
 

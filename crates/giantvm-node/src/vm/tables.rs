@@ -226,8 +226,8 @@ impl State {
         (root.level == place.level && root.in_use(now)).then_some(table)
     }
 
-    /// A root in use that names a table right below it: the kernel's are named by all roots, and the
-    /// one that it was found by may have left.
+    /// A root in use that names a table right below it: the kernel's are named by all roots, whose
+    /// programs come and go, and the one that it was found by may have left.
     fn naming_root(
         &self,
         page: Page,
@@ -274,8 +274,7 @@ impl State {
         self.roots.values().any(|root| root.level == level)
     }
 
-    /// The same for a table right below roots: the kernel's are named by every one of them, whose
-    /// programs come and go.
+    /// The same for a table right below roots.
     fn under_a_root(
         &self,
         page: Page,
@@ -285,17 +284,10 @@ impl State {
         frames: &impl Words,
         now: Instant,
     ) -> Option<bool> {
-        let mut all_here = true;
-        for (root, root_level) in self.roots_in_use(now) {
-            match frames.word(root, link.index) {
-                Some(word) if root_level == level + 1 && names(root_level, word, page, places) => {
-                    return Some(true);
-                }
-                Some(_) => {}
-                None => all_here = false,
-            }
+        if self.naming_root(page, level, link, places, frames, now).is_some() {
+            return Some(true);
         }
-        if !all_here {
+        if self.roots_in_use(now).any(|(root, _)| frames.word(root, link.index).is_none()) {
             return None;
         }
         if self.roots.contains_key(&link.page) {

@@ -40,6 +40,7 @@ pub use message::{
 };
 
 use super::mutation::Mutation;
+use super::pattern::make_room;
 use super::table::{Entry, Role};
 use super::{Effects, Message, PageState, Protocol, Violation};
 use crate::types::{Access, NodeId, Page};
@@ -459,10 +460,7 @@ impl Protocol {
         }
         let scores = &mut self.walks.scores;
         if unchanged {
-            if scores.len() >= SCORES_MAX && !scores.contains_key(&page) {
-                // Any victim will do: what is still of use is learned again.
-                scores.pop_first();
-            }
+            make_room(scores, page, SCORES_MAX);
             let score = scores.entry(page).or_default();
             score.unchanged = score.unchanged.saturating_add(1);
         } else if let Some(score) = scores.get_mut(&page) {
