@@ -44,12 +44,11 @@ impl Protocol {
         let entry = self.table.get(page);
         let mut with = Vec::new();
         if right_of(entry.state) < Some(access) {
-            let alone = entry.is_owner() && entry.copyset().is_empty();
-            if self.settings.features.convoys && access == Access::Write && !alone {
+            if self.settings.features.convoys && access == Access::Write && !entry.is_alone() {
                 with = self.convoys.take(thread, page);
             }
             if self.settings.features.fault_around && with.is_empty() {
-                with = self.streams.ahead(thread, page, self.table.pages());
+                with = self.streams.ahead(thread, page, access, self.table.pages());
             }
         }
         self.count_fault(&entry, access);
@@ -214,7 +213,7 @@ impl Protocol {
             | (PageState::Shared, Access::Read) => {
                 counters.spurious_faults += 1;
             }
-            _ if entry.is_owner() && entry.copyset().is_empty() => counters.local_faults += 1,
+            _ if entry.is_alone() => counters.local_faults += 1,
             (PageState::Invalid, Access::Read) if entry.is_owner() => counters.local_faults += 1,
             (PageState::Shared, Access::Write) => counters.upgrade_faults += 1,
             (PageState::Invalid, Access::Write) if entry.is_owner() => counters.upgrade_faults += 1,
@@ -294,9 +293,9 @@ impl Protocol {
                     continue;
                 }
                 let entry = self.table.get(next);
-                let alone = entry.is_owner() && entry.copyset().is_empty();
                 let idle = !self.pending.contains_key(&next);
-                if alone && idle && entry.state == PageState::Invalid && fx.may_take(next) {
+                let untouched = entry.is_alone() && entry.state == PageState::Invalid;
+                if untouched && idle && fx.may_take(next) {
                     self.claim(next, age, fx);
                 }
             }
@@ -328,8 +327,12 @@ impl Protocol {
             entry.version = entry.version.next();
         }
         let missing = entry.copyset();
-        if let Role::Owner { sharing, .. } = &mut entry.role {
+        if let Role::Owner { sharing, migratory, .. } = &mut entry.role {
             *sharing = Sharing::Copies(NodeSet::EMPTY);
+            if !missing.is_empty() {
+                // Whoever read it does not go on to write it.
+                *migratory = 0;
+            }
         }
         self.table.put(page, entry);
         let version = entry.version;

@@ -279,7 +279,8 @@ impl Protocol {
         let (same_since, migratory, copyset) = self.close_entry(page, &entry, fx);
         let data = !(same_since..=entry.version).contains(&have)
             && !self.mutated(Mutation::OmitNeededData);
-        let migratory = learn_migratory(migratory, copyset, to, give);
+        let step = u8::from(self.guesses.counts(entry.version));
+        let migratory = learn_migratory(migratory, step, copyset, to, give);
         let right = if give {
             self.account_given(page, &entry, to.requester);
             if to.access == Access::Read {
@@ -370,12 +371,14 @@ fn refusal(request: &Request) -> Grant {
 /// Migratory detection after Cox and Fowler, "Adaptive Cache Coherency for Detecting Migratory
 /// Shared Data", ISCA 1993: a sole reader that goes on to write raises the score, a second reader
 /// ends it.
-fn learn_migratory(score: u8, copyset: NodeSet, request: &Request, give: bool) -> u8 {
+fn learn_migratory(score: u8, step: u8, copyset: NodeSet, request: &Request, give: bool) -> u8 {
     let others = !copyset.without(request.requester).is_empty();
     match (give, request.access) {
         (false, _) if others => 0,
         (true, Access::Write) if others => 0,
-        (true, Access::Write) if copyset.contains(request.requester) => (score + 1).min(MIGRATORY),
+        (true, Access::Write) if copyset.contains(request.requester) => {
+            (score + step).min(MIGRATORY)
+        }
         _ => score,
     }
 }

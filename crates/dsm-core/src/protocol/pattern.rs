@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::types::{Page, ThreadId, Version};
+use crate::types::{Access, Page, ThreadId, Version};
 
 use super::message::COMPANIONS_MAX;
 
@@ -12,8 +12,10 @@ const STREAMS_MAX: usize = 64;
 const STRIDE_MAX: i64 = 64;
 /// Most convoy leaders remembered.
 const LEADERS_MAX: usize = 1024;
-/// Confidence from which a follower is asked for with its leader, if that was never for nothing.
+/// Confidence from which a follower is asked for with its leader, if that was never for nothing; and
+/// where it mostly is.
 const CONFIDENT: u8 = 2;
+const CERTAIN: u8 = 4;
 /// Failures that are counted: each doubles what a guess takes.
 const FAILURES_MAX: u8 = 5;
 /// Most pages followed until they leave.
@@ -49,8 +51,15 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Pages that the scan of `thread` will want after `page`; none if it is not scanning.
-    pub(super) fn ahead(&mut self, thread: ThreadId, page: Page, pages: u64) -> Vec<Page> {
+    /// Pages of a region of `pages` that the scan of `thread` will want after `page`, in the same way;
+    /// none if it is not scanning.
+    pub(super) fn ahead(
+        &mut self,
+        thread: ThreadId,
+        page: Page,
+        access: Access,
+        pages: u64,
+    ) -> Vec<Page> {
         self.clock += 1;
         let used = self.clock;
         let Some(stream) = self.by_thread.get_mut(&thread) else {
@@ -76,8 +85,9 @@ impl Streams {
             stream.window = stream.window.div_ceil(2);
         } else if distance.abs() <= STRIDE_MAX {
             stream.stride = distance;
-            // A neighbour makes a scan likely; a distance must be seen twice.
-            stream.window = usize::from(distance.abs() == 1);
+            // A neighbour makes a scan likely. Another distance must be seen twice, and any by a
+            // writer, as what it asks for is taken from others.
+            stream.window = usize::from(distance.abs() == 1 && access == Access::Read);
         } else {
             (stream.stride, stream.window) = (0, 0);
         }
@@ -119,23 +129,24 @@ struct Follower {
 
 impl Follower {
     /// Confidence from which it is asked for with its leader.
-    fn wanted(self) -> u8 {
-        CONFIDENT << self.failures
+    fn wanted(self, odds: Odds) -> u8 {
+        let first = if odds.are_poor() { CERTAIN } else { CONFIDENT };
+        first << self.failures
     }
 
-    fn is_called(self) -> bool {
-        self.confidence >= self.wanted()
+    fn is_called(self, odds: Odds) -> bool {
+        self.confidence >= self.wanted(odds)
     }
 
     /// It was missed, or came along and was written. It may be left out once more than it must be.
-    fn confirm(&mut self) {
-        self.confidence = (self.confidence + 1).min(self.wanted() + 1);
+    fn confirm(&mut self, odds: Odds) {
+        self.confidence = (self.confidence + 1).min(self.wanted(odds) + 1);
     }
 
     /// It came along and was not written.
-    fn fail(&mut self) {
+    fn fail(&mut self, odds: Odds) {
         self.confidence = self.confidence.saturating_sub(1);
-        if !self.is_called() {
+        if !self.is_called(odds) {
             self.confidence = 0;
             self.failures = (self.failures + 1).min(FAILURES_MAX);
         }
@@ -155,6 +166,7 @@ pub(super) struct Convoys {
     leaders: BTreeMap<ThreadId, Leaders>,
     /// Pages that are here because of their leader, until they leave.
     came: BTreeMap<Page, Page>,
+    odds: Odds,
     requests: u32,
 }
 
@@ -183,7 +195,7 @@ impl Convoys {
         let followers = self.followers.entry(leader).or_default();
         let new = Follower { page, confidence: 1, failures: 0 };
         if let Some(follower) = followers.iter_mut().find(|follower| follower.page == page) {
-            follower.confirm();
+            follower.confirm(self.odds);
         } else if followers.len() < COMPANIONS_MAX {
             followers.push(new);
         } else if let Some(chance) = followers.iter_mut().find(|follower| follower.confidence <= 1)
@@ -203,13 +215,15 @@ impl Convoys {
         let Some(leader) = self.came.remove(&page) else { return };
         let Some(followers) = self.followers.get_mut(&leader) else { return };
         let Some(follower) = followers.iter_mut().find(|follower| follower.page == page) else {
+            // It came with a scan.
             return;
         };
+        self.odds.note(written);
         if written {
             follower.failures = follower.failures.saturating_sub(1);
-            follower.confirm();
+            follower.confirm(self.odds);
         } else {
-            follower.fail();
+            follower.fail(self.odds);
         }
     }
 
@@ -222,19 +236,43 @@ impl Convoys {
             followers[at].confidence = followers[at].confidence.saturating_sub(1);
             let left_out = followers[at].page;
             followers.retain(|follower| follower.is_known());
-            return called(followers).filter(|&page| page != left_out).collect();
+            return called(followers, self.odds).filter(|&page| page != left_out).collect();
         }
-        called(followers).collect()
+        called(followers, self.odds).collect()
     }
 }
 
-fn called(followers: &[Follower]) -> impl Iterator<Item = Page> {
-    followers.iter().filter(|follower| follower.is_called()).map(|follower| follower.page)
+fn called(followers: &[Follower], odds: Odds) -> impl Iterator<Item = Page> {
+    followers.iter().filter(move |follower| follower.is_called(odds)).map(|follower| follower.page)
+}
+
+/// How often guesses of one kind were for nothing of late.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+struct Odds {
+    /// Their share of all, in 1/256, to which each guess brings an eighth.
+    wrong: u8,
+}
+
+impl Odds {
+    fn note(&mut self, right: bool) {
+        self.wrong -= self.wrong.div_ceil(8);
+        if !right {
+            self.wrong += u8::MAX / 8;
+        }
+    }
+
+    /// Whether it was more than one in six: one alone is not.
+    fn are_poor(self) -> bool {
+        self.wrong > u8::MAX / 6
+    }
 }
 
 /// Remembers which pages were given to readers for nothing, as these did not go on to write.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
-pub(super) struct Guesses(BTreeMap<Page, Guess>);
+pub(super) struct Guesses {
+    by_page: BTreeMap<Page, Guess>,
+    odds: Odds,
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 struct Guess {
@@ -249,30 +287,38 @@ struct Guess {
 impl Guesses {
     /// Whether a reader of `page` that is expected to write may have it.
     pub(super) fn may_give(&mut self, page: Page) -> bool {
-        let Some(guess) = self.0.get_mut(&page).filter(|guess| guess.pause > 0) else {
+        let Some(guess) = self.by_page.get_mut(&page).filter(|guess| guess.pause > 0) else {
             return true;
         };
         guess.pause -= 1;
         false
     }
 
+    /// Whether it says much that a reader has gone on to write a page, which it does as the version
+    /// after this one. Where guesses are poor, that has to happen twice as often.
+    pub(super) fn counts(&self, version: Version) -> bool {
+        !self.odds.are_poor() || version.get().is_multiple_of(2)
+    }
+
     /// A reader has got `page`, of this version.
     pub(super) fn given(&mut self, page: Page, version: Version) {
-        make_room(&mut self.0, page, GUESSES_MAX);
-        self.0.entry(page).or_default().given = Some(version);
+        make_room(&mut self.by_page, page, GUESSES_MAX);
+        self.by_page.entry(page).or_default().given = Some(version);
     }
 
     /// `page` or a copy of it is here again, with bytes that have been the same since a version.
     pub(super) fn came_back(&mut self, page: Page, same_since: Version) {
-        let Some(guess) = self.0.get_mut(&page) else { return };
+        let Some(guess) = self.by_page.get_mut(&page) else { return };
         let Some(given) = guess.given.take() else { return };
-        if same_since <= given {
+        let written = same_since > given;
+        self.odds.note(written);
+        if !written {
             guess.failures = (guess.failures + 1).min(FAILURES_MAX);
             guess.pause = (1 << guess.failures) - 1;
         } else if guess.failures > 1 {
             guess.failures -= 1;
         } else {
-            self.0.remove(&page);
+            self.by_page.remove(&page);
         }
     }
 }
@@ -284,7 +330,8 @@ mod tests {
     const T: ThreadId = ThreadId(1);
 
     fn run(streams: &mut Streams, faults: &[u64]) -> Vec<usize> {
-        faults.iter().map(|&page| streams.ahead(T, Page(page), 1 << 20).len()).collect()
+        let ahead = |&page| streams.ahead(T, Page(page), Access::Read, 1 << 20).len();
+        faults.iter().map(ahead).collect()
     }
 
     #[test]
@@ -298,7 +345,7 @@ mod tests {
     fn strides_count_from_the_third_fault_on_and_may_go_down() {
         let mut streams = Streams::default();
         assert_eq!(run(&mut streams, &[100, 97, 94, 88]), [0, 0, 1, 3]);
-        assert_eq!(streams.ahead(T, Page(76), 1 << 20)[..2], [Page(73), Page(70)]);
+        assert_eq!(streams.ahead(T, Page(76), Access::Read, 1 << 20)[..2], [Page(73), Page(70)]);
     }
 
     #[test]
@@ -311,9 +358,17 @@ mod tests {
     fn windows_end_with_the_region() {
         let mut streams = Streams::default();
         for page in [0, 1, 3] {
-            streams.ahead(T, Page(page), 8);
+            streams.ahead(T, Page(page), Access::Read, 8);
         }
-        assert_eq!(streams.ahead(T, Page(7), 8), []);
+        assert_eq!(streams.ahead(T, Page(7), Access::Read, 8), []);
+    }
+
+    #[test]
+    fn a_writer_scans_from_its_third_page_on() {
+        let mut streams = Streams::default();
+        let mut ahead = |page| streams.ahead(T, Page(page), Access::Write, 1 << 20);
+        assert_eq!([10, 11].map(&mut ahead), [vec![], vec![]]);
+        assert_eq!(ahead(12), [Page(13)]);
     }
 
     #[test]
@@ -335,6 +390,16 @@ mod tests {
     }
 
     #[test]
+    fn odds_are_poor_where_more_than_one_in_six_is_for_nothing() {
+        let mut odds = Odds::default();
+        let mut after = |every: u32| {
+            (0..100).for_each(|guess: u32| odds.note(!guess.is_multiple_of(every)));
+            odds.are_poor()
+        };
+        assert_eq!([20, 3, 20, 1].map(&mut after), [false, true, false, true]);
+    }
+
+    #[test]
     fn what_leaves_unwritten_is_called_no_more_until_it_is_missed() {
         let mut convoys = Convoys::default();
         let miss = |convoys: &mut Convoys| {
@@ -352,7 +417,8 @@ mod tests {
         assert_eq!(convoys.take(T, Page(1)), [Page(2)]);
         left(&mut convoys, false);
         convoys.end(T);
-        // Each time it has to be missed twice as often, or once more if a probe came in between.
+        // Twice as often, as most guesses are for nothing, and twice that each time; or some more if a
+        // probe came in between.
         let mut misses = || {
             let missed = (0..100).take_while(|_| {
                 let with = convoys.take(T, Page(1));
@@ -366,8 +432,8 @@ mod tests {
             left(&mut convoys, false);
             missed
         };
-        assert!((4..=5).contains(&misses()));
         assert!((8..=10).contains(&misses()));
+        assert!((16..=19).contains(&misses()));
     }
 
     #[test]
@@ -387,12 +453,26 @@ mod tests {
     }
 
     #[test]
+    fn where_guesses_fail_every_second_writer_counts() {
+        let mut guesses = Guesses::default();
+        let version = |number| Version::new(number).unwrap();
+        let counting =
+            |guesses: &Guesses| (1..=4).filter(|&it| guesses.counts(version(it))).count();
+        assert_eq!(counting(&guesses), 4);
+        for page in 0..2 {
+            guesses.given(Page(page), version(5));
+            guesses.came_back(Page(page), version(5));
+        }
+        assert_eq!(counting(&guesses), 2);
+    }
+
+    #[test]
     fn only_so_many_guesses_are_remembered() {
         let mut guesses = Guesses::default();
         for page in 0..GUESSES_MAX as u64 + 5 {
             guesses.given(Page(page), Version::ZERO);
         }
-        assert_eq!(guesses.0.len(), GUESSES_MAX);
+        assert_eq!(guesses.by_page.len(), GUESSES_MAX);
     }
 
     #[test]

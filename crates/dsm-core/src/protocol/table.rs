@@ -76,6 +76,11 @@ impl Entry {
         matches!(self.role, Role::Owner { .. })
     }
 
+    /// Whether this node answers for the page, and no other has a copy.
+    pub(super) fn is_alone(&self) -> bool {
+        self.is_owner() && self.copyset().is_empty()
+    }
+
     /// The copyset of an owner; empty elsewhere.
     pub(super) fn copyset(&self) -> NodeSet {
         match self.role {

@@ -10,7 +10,7 @@ use std::sync::Barrier;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cluster::{Cluster, Joined, REGION};
+use cluster::{Cluster, Joined, Member, REGION};
 use dsm_core::engine::{HoldError, WaitMode};
 use dsm_core::types::{Access, Page};
 
@@ -198,4 +198,32 @@ fn prefetched_pages_are_read_without_a_fault() {
         assert_eq!(b.read(page), 9);
     }
     assert_eq!(b.engine.stats(REGION).unwrap().counters.read_faults, before);
+}
+
+#[test]
+fn a_page_migrates_only_if_its_readers_go_on_to_write() {
+    let Some(cluster) = Cluster::start(2, 16, 1, WaitMode::Adaptive) else { return };
+    let [a, b] = &cluster.members[..] else { panic!() };
+    let granted = || {
+        let counters = |member: &Member| member.engine.stats(REGION).unwrap().counters;
+        counters(a).migratory_grants + counters(b).migratory_grants
+    };
+    let mut value = 0;
+    let mut update = |member: &Member, page| {
+        value = member.read(page) + 1;
+        member.write(page, value);
+    };
+    // Page 1 goes back and forth; of page 0, each second reader leaves it to the owner to write on.
+    for page in [0, 1] {
+        a.write(page, 1);
+        for _ in 0..20 {
+            update(b, page);
+            update(a, page);
+            if page == 0 {
+                b.read(page);
+                a.write(page, 1);
+            }
+        }
+        assert_eq!(granted() > 0, page == 1, "page {page}");
+    }
 }
