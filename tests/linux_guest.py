@@ -24,7 +24,7 @@ def scheduling(cpus: int) -> str:
     of one processor each.
     """
     others = ",".join(str(cpu) for cpu in range(1, cpus))
-    return f"isolcpus={others} rcu_nocbs={others}"
+    return f"isolcpus={others} nohz_full={others} rcu_nocbs={others}"
 
 
 SCHEDULING: Final = scheduling(2)
