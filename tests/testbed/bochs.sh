@@ -10,7 +10,9 @@ mount -t tmpfs tmpfs /dev/shm
 
 finish() {
     echo "testbed: $*" >&3
-    sleep 1
+    # Waits until all has been sent: a serial port takes seconds for what it holds.
+    stty -F /dev/ttyS1 raw
+    stty -F /dev/ttyS0 raw
     poweroff -f
 }
 
