@@ -294,8 +294,8 @@ impl Protocol {
                 }
                 let entry = self.table.get(next);
                 let idle = !self.pending.contains_key(&next);
-                let untouched = entry.is_alone() && entry.state == PageState::Invalid;
-                if untouched && idle && fx.may_take(next) {
+                let unused = entry.is_alone() && entry.state == PageState::Invalid;
+                if unused && idle && fx.may_take(next) {
                     self.claim(next, age, fx);
                 }
             }
@@ -330,7 +330,7 @@ impl Protocol {
         if let Role::Owner { sharing, migratory, .. } = &mut entry.role {
             *sharing = Sharing::Copies(NodeSet::EMPTY);
             if !missing.is_empty() {
-                // Whoever read it does not go on to write it.
+                // Whoever read it does not go on to write it: the other half of `learn_migratory`.
                 *migratory = 0;
             }
         }

@@ -369,8 +369,8 @@ fn refusal(request: &Request) -> Grant {
 }
 
 /// Migratory detection after Cox and Fowler, "Adaptive Cache Coherency for Detecting Migratory
-/// Shared Data", ISCA 1993: a sole reader that goes on to write raises the score, a second reader
-/// ends it.
+/// Shared Data", ISCA 1993: a sole reader that goes on to write raises the score by `step`, a second
+/// reader ends it. So does an owner that writes first, where it claims the page.
 fn learn_migratory(score: u8, step: u8, copyset: NodeSet, request: &Request, give: bool) -> u8 {
     let others = !copyset.without(request.requester).is_empty();
     match (give, request.access) {

@@ -12,9 +12,9 @@ const STREAMS_MAX: usize = 64;
 const STRIDE_MAX: i64 = 64;
 /// Most convoy leaders remembered.
 const LEADERS_MAX: usize = 1024;
-/// Confidence from which a follower is asked for with its leader, if that was never for nothing; and
-/// where it mostly is.
+/// Confidence from which a follower is asked for with its leader, if that was never for nothing.
 const CONFIDENT: u8 = 2;
+/// The same where guesses are poor.
 const CERTAIN: u8 = 4;
 /// Failures that are counted: each doubles what a guess takes.
 const FAILURES_MAX: u8 = 5;
